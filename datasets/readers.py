@@ -1,0 +1,190 @@
+"""Files into frames: CSV (also gzip), Parquet and Arrow, each through `normalise`.
+
+A file is read whole into memory; for what does not fit, read parts with polars and `normalise` each.
+Every reader takes the same options, so a set can change its file format without changing its caller.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from tsgdn2.datasets.errors import DataError, FrameError
+from tsgdn2.datasets.frame import STREAM, TIME, Duplicates, Unit, normalise
+
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a file's table maps onto the frame schema; checked against the file when it is read."""
+
+    time: str | tuple[str, ...] = TIME
+    """Column of the instant, or several text columns (date, clock) that make it when joined by one space."""
+    time_format: str | None = None
+    """strftime format of a text instant; None expects ISO 8601. An instant without a zone is taken as UTC."""
+    unit: Unit | None = None
+    """Unit of a numeric instant since 1970: ns, us, ms or s."""
+    stream: str = STREAM
+    """Column of the stream's name; not read when `name` is given."""
+    name: str | None = None
+    """The stream's name, for a file that holds one stream."""
+    channels: tuple[str, ...] | None = None
+    """Columns to keep, in this order, named as after `rename`; None keeps every other column."""
+    rename: tuple[tuple[str, str], ...] = ()
+    """Pairs (column in the file, channel's name)."""
+    missing: tuple[float | str, ...] = ()
+    """What stands for a missing value: numbers such as -9999.0 or -200.0 in any file, words such as "NA" in CSV."""
+    duplicates: Duplicates = "error"
+    """Rows of one stream with the same instant: "error", or keep the "first" or "last" in file order."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a file."""
+        if self.duplicates not in ("error", "first", "last"):
+            raise DataError(f"duplicates must be 'error', 'first' or 'last', got {self.duplicates!r}")
+        if self.unit not in (None, "ns", "us", "ms", "s"):
+            raise DataError(f"unit must be 'ns', 'us', 'ms' or 's', got {self.unit!r}")
+        if not self.time:
+            raise DataError("time must name at least one column, got none")
+
+    def words(self) -> list[str]:
+        """List the missing markers that are text."""
+        return [m for m in self.missing if isinstance(m, str)]
+
+    def numbers(self) -> list[float]:
+        """List the missing markers that are numbers."""
+        return [float(m) for m in self.missing if not isinstance(m, str)]
+
+
+def read_csv(
+    path: str | Path,
+    layout: Layout | None = None,
+    *,
+    separator: str = ",",
+    decimal_comma: bool = False,
+    encoding: str = "utf-8",
+) -> pl.DataFrame:
+    """Read a CSV file, plain or gzip (told by its first bytes), into a frame of the schema.
+
+    Types are taken from all rows, not from the first hundred; a column with a word in it is text, and then an error
+    unless `layout` leaves it out or names the word as missing. Raises DataError, FrameError.
+    """
+    layout = layout or Layout()
+    table = csv_table(
+        _bytes(path),
+        separator=separator,
+        decimal_comma=decimal_comma,
+        encoding=encoding,
+        words=layout.words(),
+        origin=str(path),
+    )
+    return table_frame(table, layout, origin=str(path))
+
+
+def csv_table(
+    content: bytes,
+    *,
+    separator: str = ",",
+    decimal_comma: bool = False,
+    encoding: str = "utf-8",
+    words: Sequence[str] = (),
+    origin: str = "content",
+) -> pl.DataFrame:
+    """Read the bytes of a CSV table, plain or gzip, as it stands; `words` become null, `origin` names it in errors."""
+    if content.startswith(_GZIP):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataError(f"{origin} is a damaged gzip file ({error}); fetch it again") from error
+    try:
+        text = content.decode(encoding).encode() if encoding != "utf-8" else content
+        return pl.read_csv(
+            io.BytesIO(text),
+            separator=separator,
+            decimal_comma=decimal_comma,
+            infer_schema_length=None,
+            null_values=list(words) or None,
+        )
+    except (PolarsError, UnicodeError) as error:
+        raise DataError(f"{origin} can not be read as CSV with separator {separator!r}: {error}") from error
+
+
+def read_parquet(path: str | Path, layout: Layout | None = None) -> pl.DataFrame:
+    """Read a Parquet file into a frame of the schema. Raises DataError, FrameError."""
+    content = _bytes(path)
+    try:
+        table = pl.read_parquet(io.BytesIO(content))
+    except PolarsError as error:
+        raise DataError(f"{path} can not be read as Parquet: {error}") from error
+    return table_frame(table, layout or Layout(), origin=str(path))
+
+
+def read_arrow(path: str | Path, layout: Layout | None = None) -> pl.DataFrame:
+    """Read an Arrow IPC file (Feather) or stream into a frame of the schema. Raises DataError, FrameError."""
+    content = _bytes(path)
+    read = pl.read_ipc if content.startswith(b"ARROW1") else pl.read_ipc_stream
+    try:
+        table = read(io.BytesIO(content))
+    except PolarsError as error:
+        raise DataError(f"{path} can not be read as Arrow IPC: {error}") from error
+    return table_frame(table, layout or Layout(), origin=str(path))
+
+
+def read(path: str | Path, layout: Layout | None = None) -> pl.DataFrame:
+    """Read a file by its ending: .csv, .csv.gz, .parquet, .arrow, .feather or .ipc."""
+    name = str(path).lower()
+    if name.endswith((".csv", ".csv.gz")):
+        return read_csv(path, layout)
+    if name.endswith(".parquet"):
+        return read_parquet(path, layout)
+    if name.endswith((".arrow", ".feather", ".ipc")):
+        return read_arrow(path, layout)
+    raise DataError(f"{path} must end in .csv, .csv.gz, .parquet, .arrow, .feather or .ipc; else call its reader")
+
+
+def table_frame(table: pl.DataFrame, layout: Layout, *, origin: str = "table") -> pl.DataFrame:
+    """Map a table as a file holds it onto the schema; `origin` names the file in errors."""
+    parts = (layout.time,) if isinstance(layout.time, str) else layout.time
+    _present(table, parts, origin)
+    if layout.rename:
+        _present(table, [old for old, _ in layout.rename], origin)
+        table = table.rename(dict(layout.rename))
+    time = parts[0]
+    if len(parts) > 1:
+        time = "\0time"
+        joined = pl.concat_str([pl.col(part).cast(pl.String) for part in parts], separator=" ")
+        table = table.with_columns(joined.alias(time)).drop(parts)
+    try:
+        return normalise(
+            table,
+            stream=layout.stream,
+            time=time,
+            name=layout.name,
+            channels=layout.channels,
+            time_format=layout.time_format,
+            unit=layout.unit,
+            missing=layout.numbers(),
+            duplicates=layout.duplicates,
+        )
+    except FrameError as error:
+        raise FrameError(f"{origin}: {error}") from error
+
+
+def _present(table: pl.DataFrame, columns: Sequence[str], origin: str) -> None:
+    for column in columns:
+        if column not in table.columns:
+            raise FrameError(f"{origin} has no column {column!r}, only {table.columns}; name the right one in Layout")
+
+
+def _bytes(path: str | Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} can not be opened: {error.strerror or error}") from error

@@ -1,0 +1,106 @@
+"""GluonTS data entries to series on the absolute grid, and frequencies to periods.
+
+    step = start.ns // period       for a fixed period (seconds to weeks)
+    step = start.ordinal            for a calendar frequency (months, quarters, business days): period_ns = 0
+
+An entry is {start: pandas.Period, target [T] or [C, T], item_id, feat_dynamic_real [F, T(+H)], feat_static_real [R],
+feat_static_cat [K]}; missing is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+
+from tsgdn2.errors import ConfigError, SchemaError
+from tsgdn2.forecaster import ForecasterConfig
+from tsgdn2.scale import Floats
+from tsgdn2.standards import Standards
+from tsgdn2.timeline import Ints, Series
+
+Entry: TypeAlias = Mapping[str, object]
+
+
+def period_ns(freq: str) -> int:
+    """Nanoseconds of one step, 0 for a calendar frequency. ConfigError names `freq` when pandas does not know it."""
+    try:
+        offset = pd.tseries.frequencies.to_offset(freq)
+        stamp = pd.Period("2001-01-01", freq=freq)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f"freq: {freq!r} is no pandas frequency such as '1h', '15min', 'D' ({error})") from None
+    if offset is None:
+        raise ConfigError(f"freq: {freq!r} is no pandas frequency")
+    try:
+        return int(pd.Timedelta(offset).value)
+    except ValueError:
+        weeks = stamp.freqstr.split("-")[0]
+        return int(pd.Timedelta(days=7 * (int(weeks[:-1] or 1))).value) if weeks.endswith("W") else 0
+
+
+def absolute_step(start: pd.Period, period: int) -> int:
+    """Absolute step of a period's start."""
+    return int(start.start_time.value // period) if period else int(start.ordinal)
+
+
+@dataclass(frozen=True)
+class RawSeries:
+    """One entry in arrays: values [T, C], known [T(+H), F], static features, absolute start, name."""
+
+    item_id: str
+    start: pd.Period
+    step: int
+    values: Floats
+    known: Floats
+    static_real: Floats
+    static_categories: Ints
+
+    def series(self, standards: Standards, channels: tuple[str, ...]) -> Series:
+        """Standardised covariates and the prior of this item."""
+        width = len(standards.known_mean)
+        known = standards.known(self.known, "feat_dynamic_real") if width else np.zeros((0, 0))
+        return Series(
+            values=self.values, start=self.step, prior_scale=standards.prior_scale(self.item_id, channels), known=known,
+            static_real=standards.static(self.static_real) if standards.static_mean else np.zeros(0),
+            static_categories=self.static_categories,
+        )  # fmt: skip
+
+
+def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: bool) -> RawSeries:
+    """Check one entry against the config. SchemaError names the field and the item.
+
+    horizon: the entry must hold the known covariates of the horizon too.
+    """
+    item = str(entry.get("item_id", index))
+    start = entry["start"]
+    if not isinstance(start, pd.Period):
+        raise SchemaError(f"start: item {item!r} must start with a pandas.Period, got {type(start).__name__}")
+    target = np.asarray(entry["target"], np.float64)
+    target = target[None] if target.ndim == 1 else target
+    if target.ndim != 2 or target.shape[0] != config.channels or target.shape[1] == 0:
+        raise SchemaError(
+            f"target: item {item!r} has shape {np.shape(entry['target'])}, the model has target_channels="
+            f"{config.channels}; expected [T] for 1, else [{config.channels}, T], T >= 1"
+        )
+    length = target.shape[1]
+    known = np.zeros((0, 0))
+    if config.known:
+        raw = np.asarray(entry.get("feat_dynamic_real", np.zeros((0, 0))), np.float64)
+        need = length + (config.prediction_length if horizon else 0)
+        if raw.ndim != 2 or raw.shape[0] != config.known or raw.shape[1] < need:
+            raise SchemaError(
+                f"feat_dynamic_real: item {item!r} needs [{config.known}, {need}] or longer"
+                f"{' (it must reach over the horizon)' if horizon else ''}, got {raw.shape}"
+            )
+        known = raw.T
+    real = np.asarray(entry.get("feat_static_real", ()), np.float64).reshape(-1)[: config.static_real]
+    if len(real) != config.static_real:
+        raise SchemaError(f"feat_static_real: item {item!r} needs {config.static_real} values, got {real}")
+    sizes = np.array(config.static_cardinalities, np.int64)
+    categories = np.asarray(entry.get("feat_static_cat", ()), np.int64).reshape(-1)[: len(sizes)]
+    if len(categories) != len(sizes) or (categories < 0).any() or (categories >= sizes).any():
+        raise SchemaError(f"feat_static_cat: item {item!r} needs integers below {sizes}, got {categories}")
+    return RawSeries(item, start, absolute_step(start, config.period_ns), target.T, known, real, categories)

@@ -1,0 +1,269 @@
+"""Train a forecaster on a GluonTS data set by GluonTS's conventions.
+
+    data set -> series -> timelines up to the validation cut -> windows -> Lightning -> best averaged weights -> predictor
+
+The last tenth of every series (at least one horizon) picks the weights, unless validation_data is given; nothing of it
+is trained on. `context_length` is the length of a training window; memory at prediction time has no such limit.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from gluonts.core.component import validated
+from gluonts.dataset.common import Dataset
+from gluonts.model.predictor import Predictor
+from gluonts.time_feature import get_seasonality
+from gluonts.torch.distributions import Output
+from gluonts.torch.model.estimator import PyTorchLightningEstimator
+from torch.utils.data import DataLoader
+
+from tsgdn2.clock import calendar_cycles
+from tsgdn2.errors import ConfigError, SchemaError
+from tsgdn2.forecaster import Forecaster, ForecasterConfig
+from tsgdn2.pipelines.distribution import Distribution
+from tsgdn2.pipelines.entries import RawSeries, period_ns, read_entry
+from tsgdn2.pipelines.lightning_module import ForecastTraining
+from tsgdn2.pipelines.loader import Batch, WindowSampler, validation_batches
+from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.scale import Floats
+from tsgdn2.standards import Standards
+from tsgdn2.timeline import Timelines
+
+MAX_NAMED_ITEMS = 10_000
+DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+
+
+class GDN2Estimator(PyTorchLightningEstimator):
+    """Gated DeltaNet-2 forecaster for univariate or multivariate series of one frequency.
+
+    freq: pandas frequency. prediction_length: steps of a forecast. context_length: steps of a training window
+    (default 64 patches). target_channels: channels of one entry, target [T] for 1, else [C, T]. channels:
+    "independent" or "joint". quantiles: levels, or pass distr_output (a GluonTS torch output) instead.
+    num_feat_dynamic_real: known covariates, feat_dynamic_real [F, T + H]. lag_skip: steps of the linear skip, 0 is off.
+    carry_windows: windows in a row whose state is carried (truncated backpropagation). validation_share: share of each
+    series that picks the weights. trainer_kwargs: go to lightning.pytorch.Trainer (max_epochs, callbacks, ...).
+    Further arguments are fields of ForecasterConfig. Raises ConfigError naming the argument.
+    """
+
+    @validated()
+    def __init__(
+        self, freq: str, prediction_length: int, *, context_length: int | None = None, target_channels: int = 1,
+        channels: str = "independent", quantiles: Sequence[float] = DECILES, num_feat_dynamic_real: int = 0,
+        num_feat_static_real: int = 0, cardinality: Sequence[int] = (), distr_output: Output | None = None,
+        patch_length: int = 8, width: int = 64, layers: int = 2, heads: int = 4, key_dim: int = 16,
+        value_dim: int = 16, mlp: int = 128, dropout: float = 0.0, mixer: str = "gdn2", decay_from: str = "previous",
+        half_life: float | None = None, lag_skip: int = 0, calendar: Sequence[str] | None = None,
+        norm_max: float = 256.0, channel_names: Sequence[str] | None = None,
+        batch_size: int = 32, num_batches_per_epoch: int = 50, lr: float = 2e-3, weight_decay: float = 0.05,
+        carry_windows: int = 1, validation_share: float = 0.1, seed: int = 0,
+        trainer_kwargs: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        period = period_ns(freq)
+        cycles = calendar_cycles(period) if calendar is None else tuple(calendar)
+        distribution = None if distr_output is None else Distribution(distr_output)
+        season = get_seasonality(freq)
+        self.config = ForecasterConfig(
+            prediction_length=prediction_length, period_ns=period, channels=target_channels, mode=channels,
+            quantiles=tuple(quantiles), outputs=0 if distribution is None else distribution.size,
+            patch_length=patch_length, width=width, layers=layers, heads=heads, key_dim=key_dim, value_dim=value_dim,
+            mlp=mlp, dropout=dropout, mixer=mixer, decay_from=decay_from, norm_max=norm_max, lag_skip=lag_skip,
+            half_life=float(max(64, 14 * season)) if half_life is None else half_life, calendar=cycles,
+            known=num_feat_dynamic_real, static_real=num_feat_static_real, static_cardinalities=tuple(cardinality),
+        )  # fmt: skip
+        self.freq, self.distr_output = freq, distr_output
+        self.tokens = 64 if context_length is None else -(-context_length // patch_length)
+        _bounds("context_length", context_length, context_length is None or context_length >= patch_length,
+                f"at least one patch of {patch_length} steps")  # fmt: skip
+        for name, value in (("batch_size", batch_size), ("num_batches_per_epoch", num_batches_per_epoch),
+                            ("carry_windows", carry_windows)):  # fmt: skip
+            _bounds(name, value, value >= 1, ">= 1")
+        _bounds("lr", lr, 0 < lr < 1, "in (0, 1)")
+        _bounds("weight_decay", weight_decay, 0 <= weight_decay < 1, "in [0, 1)")
+        _bounds("validation_share", validation_share, 0 <= validation_share < 1, "in [0, 1)")
+        _bounds("carry_windows", carry_windows, carry_windows == 1 or self.tokens % 64 == 0,
+                "1 unless a window is a multiple of 64 patches (the bound on the state is aligned to 64 commits)")  # fmt: skip
+        names = tuple(channel_names) if channel_names is not None else _default_names(target_channels)
+        _bounds("channel_names", names, len(set(names)) == target_channels, f"{target_channels} different names")
+        self.channel_names = names
+        self.batch_size, self.num_batches_per_epoch = batch_size, num_batches_per_epoch
+        self.lr, self.weight_decay, self.carry_windows = lr, weight_decay, carry_windows
+        self.validation_share, self.seed = validation_share, seed
+        super().__init__(trainer_kwargs={"max_epochs": 10, **(trainer_kwargs or {})})
+        self.prediction_length = prediction_length
+
+    def train(
+        self, training_data: Dataset, validation_data: Dataset | None = None, **_: object
+    ) -> GDN2Predictor:
+        """Fit and return the predictor with the best averaged weights."""
+        return self.fit(training_data, validation_data).predictor(self)
+
+    def train_from(  # type: ignore[override]
+        self, predictor: Predictor, training_data: Dataset, validation_data: Dataset | None = None, **_: object
+    ) -> GDN2Predictor:
+        """Warm start: go on from another predictor's weights. ConfigError where the shapes differ."""
+        if not isinstance(predictor, GDN2Predictor):
+            raise ConfigError(f"predictor: must be a GDN2Predictor, got {type(predictor).__name__}")
+        return self.fit(training_data, validation_data, predictor).predictor(self)
+
+    def fit(
+        self, training_data: Dataset, validation_data: Dataset | None = None, start: GDN2Predictor | None = None
+    ) -> "Fitted":
+        """Train and hand out the forecaster, the standards and the history of losses."""
+        raw = self._read(training_data)
+        cut = [raw_.step + len(raw_.values) if validation_data is not None else self._cut(raw_) for raw_ in raw]
+        standards = _standards(raw, cut, self.config)
+        lines, since = self._timelines(raw, cut, standards)
+        held = raw if validation_data is None else self._read(validation_data)
+        if validation_data is None:
+            held_lines, held_since = lines, since
+        else:
+            first = [max(raw_.step, raw_.step + len(raw_.values) - 4 * self.prediction_length) for raw_ in held]
+            held_lines, held_since = self._timelines(held, first, standards)
+        torch.manual_seed(self.seed)
+        forecaster = Forecaster(self.config)
+        if start is not None:
+            _warm(forecaster, start.forecaster)
+        epochs = int(self.trainer_kwargs["max_epochs"])
+        sampler = WindowSampler(
+            lines, self.config, tokens=self.tokens, batch_size=self.batch_size, batches=self.num_batches_per_epoch,
+            seed=self.seed, carry=self.carry_windows, until=since if validation_data is None else None,
+        )  # fmt: skip
+        if sampler.empty:
+            raise SchemaError(
+                f"training_data: no series holds one observed patch of {self.config.patch_length} steps before its "
+                "validation part; give longer series, a smaller patch_length or validation_share=0"
+            )
+        checks = validation_batches(
+            held_lines, self.config, tokens=self.tokens, since=held_since, seed=self.seed, batch_size=self.batch_size
+        ) if self.validation_share or validation_data is not None else []  # fmt: skip
+        module = ForecastTraining(
+            forecaster, learning_rate=self.lr, weight_decay=self.weight_decay,
+            steps=epochs * self.num_batches_per_epoch,
+            likelihood=None if self.distr_output is None else Distribution(self.distr_output),
+        )  # fmt: skip
+        self._run(module, sampler, checks)
+        return Fitted(module, standards)
+
+    def _run(self, module: ForecastTraining, sampler: WindowSampler, checks: list[Any]) -> None:
+        quiet = logging.getLogger("lightning.pytorch")
+        level = quiet.level
+        settings = {
+            "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0,
+            "enable_progress_bar": False, "enable_model_summary": False, "gradient_clip_val": 1.0, **self.trainer_kwargs,
+        }  # fmt: skip
+        if not settings["enable_progress_bar"]:
+            quiet.setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():  # one process feeds arrays faster than workers could
+                warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+                warnings.filterwarnings("ignore", message=".*overridden after .* initialization.*")
+                warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
+                trainer = pl.Trainer(**settings)
+                trainer.fit(
+                    module, DataLoader(sampler, batch_size=None, collate_fn=_as_it_is),
+                    DataLoader(cast(Any, checks), batch_size=None, collate_fn=_as_it_is) if checks else None,
+                )  # fmt: skip
+        finally:
+            quiet.setLevel(level)
+
+    def _read(self, data: Dataset) -> list[RawSeries]:
+        raw = [read_entry(entry, self.config, i, horizon=False) for i, entry in enumerate(data)]
+        if not raw:
+            raise SchemaError("training_data: empty; there is nothing to train on")
+        return raw
+
+    def _cut(self, raw: RawSeries) -> int:
+        """First step that is not trained on."""
+        if not self.validation_share:
+            return raw.step + len(raw.values)
+        held = max(self.prediction_length, int(len(raw.values) * self.validation_share))
+        return raw.step + max(len(raw.values) - held, len(raw.values) // 2)
+
+    def _timelines(self, raw: list[RawSeries], cut: list[int], standards: Standards) -> tuple[Timelines, Any]:
+        independent = self.config.mode == "independent"
+        series = [r.series(standards, self.channel_names) for r in raw]
+        lanes = [lane for one in series for lane in one.lanes(independent)]
+        lines = Timelines(
+            lanes, window=self.config.window, horizon=self.prediction_length, half_life=self.config.half_life
+        )
+        return lines, np.repeat(np.array(cut, np.int64), self.config.lanes)
+
+
+class Fitted:
+    """What a training left behind."""
+
+    def __init__(self, module: ForecastTraining, standards: Standards) -> None:
+        self.forecaster, self.standards = module.best(), standards
+        self.history, self.best_loss = module.history, module.best_loss
+
+    def predictor(self, estimator: GDN2Estimator) -> GDN2Predictor:
+        """The weights in a predictor of their own."""
+        made = GDN2Predictor(
+            config_json=estimator.config.to_json(), standards_json=self.standards.to_json(), freq=estimator.freq,
+            channels=list(estimator.channel_names), batch_size=32, distr_output=estimator.distr_output,
+        )  # fmt: skip
+        made.forecaster.load_state_dict(self.forecaster.state_dict())
+        made.history = self.history
+        return made
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch  # the loader would turn the arrays of the scaler into tensors
+
+
+def _standards(raw: list[RawSeries], cut: list[int], config: ForecasterConfig) -> Standards:
+    """Prior deviations and covariate units from the training part of every series."""
+    scales = {}
+    for one, stop in zip(raw, cut, strict=True):
+        past = one.values[: stop - one.step]
+        deviation = np.array([_deviation(past[:, c]) for c in range(past.shape[1])])
+        scales[one.item_id] = deviation
+    table = np.stack(list(scales.values()))
+    whole = np.exp(np.log(table).mean(0))
+    named = tuple((name, tuple(scale.tolist())) for name, scale in list(scales.items())[:MAX_NAMED_ITEMS])
+    known = np.concatenate([one.known[: stop - one.step] for one, stop in zip(raw, cut, strict=True)])
+    static = np.stack([one.static_real for one in raw])
+    mean, scale = _moments(known) if config.known else (np.zeros(0), np.zeros(0))
+    static_mean, static_scale = _moments(static) if config.static_real else (np.zeros(0), np.zeros(0))
+    return Standards(
+        default=tuple(whole.tolist()), prior=named, known_mean=tuple(mean.tolist()), known_scale=tuple(scale.tolist()),
+        static_mean=tuple(static_mean.tolist()), static_scale=tuple(static_scale.tolist()),
+    )  # fmt: skip
+
+
+def _deviation(values: Floats) -> float:
+    seen = values[np.isfinite(values)]
+    spread = float(seen.std()) if len(seen) else 0.0
+    return spread if spread > 0 else max(1e-6, abs(float(seen[0])) * 1e-3 if len(seen) else 1.0)
+
+
+def _moments(rows: Floats) -> tuple[Floats, Floats]:
+    mean, scale = np.nanmean(rows, 0), np.nanstd(rows, 0)
+    return mean, np.where(scale > 0, scale, 1.0)
+
+
+def _warm(forecaster: Forecaster, start: Forecaster) -> None:
+    same = replace(start.config, prediction_length=forecaster.config.prediction_length)
+    if start.config.prediction_length != forecaster.config.prediction_length or same != replace(
+        forecaster.config, dropout=start.config.dropout
+    ):
+        ours, theirs = json.loads(forecaster.config.to_json()), json.loads(start.config.to_json())
+        differ = [name for name in ours if ours[name] != theirs[name]]
+        raise ConfigError(f"predictor: was trained with another config ({differ} differ); a warm start needs the same")
+    forecaster.load_state_dict(start.state_dict())
+
+
+def _default_names(channels: int) -> tuple[str, ...]:
+    return ("value",) if channels == 1 else tuple(f"c{i}" for i in range(channels))
+
+
+def _bounds(name: str, value: object, ok: bool, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name}: must be {allowed}, got {value!r}")

@@ -1,0 +1,161 @@
+"""A trained forecaster as a GluonTS predictor: the whole history in one chunkwise pass, then one query.
+
+    states = prefill(commits of the history);   quantiles = mean + scale * read(query at the last step)
+
+Batch and streaming mean the same thing: `context_length` limited the training windows, not the memory. Series are
+sorted by length and packed, the order of the data set is restored.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from gluonts.core.component import validated
+from gluonts.core.serde import dump_json, load_json
+from gluonts.dataset.common import Dataset
+from gluonts.model.forecast import Forecast, QuantileForecast, SampleForecast
+from gluonts.model.predictor import Predictor, RepresentablePredictor
+from gluonts.torch.distributions import Output
+from gluonts.torch.model.predictor import PyTorchPredictor
+from gluonts.transform import Identity
+
+from tsgdn2 import checkpoint
+from tsgdn2.forecaster import Forecaster, ForecasterConfig, QueryInputs
+from tsgdn2.pipelines.distribution import Distribution
+from tsgdn2.pipelines.entries import RawSeries, read_entry
+from tsgdn2.scale import Floats
+from tsgdn2.standards import Standards
+from tsgdn2.timeline import Timelines
+
+KIND = "tsgdn2-predictor-weights"
+SCHEMA = 1
+WEIGHTS = "weights.safetensors"
+SORT_BUFFER = 4096
+
+
+class GDN2Predictor(PyTorchPredictor):
+    """PyTorchPredictor over a Forecaster; equal to its own round trip through serialize and deserialize."""
+
+    @validated()
+    def __init__(
+        self, config_json: str, standards_json: str, freq: str, channels: list[str], batch_size: int = 32,
+        distr_output: Output | None = None, num_samples: int = 100, device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self.config = ForecasterConfig.from_json(config_json)
+        self.standards = Standards.from_json(standards_json)
+        self.freq, self.channels = freq, tuple(channels)
+        self.num_samples = num_samples
+        self.distribution = None if distr_output is None else Distribution(distr_output)
+        super().__init__(
+            input_names=["target"], prediction_net=Forecaster(self.config), batch_size=batch_size,
+            prediction_length=self.config.prediction_length, input_transform=Identity(), device=device,
+        )  # fmt: skip
+
+    @property
+    def forecaster(self) -> Forecaster:
+        """The network."""
+        return cast(Forecaster, self.prediction_net)
+
+    def predict(self, dataset: Dataset, num_samples: int | None = None) -> Iterator[Forecast]:
+        """Forecasts in the order of the data set; reads it in blocks, so that it may be longer than memory."""
+        block: list[RawSeries] = []
+        for index, entry in enumerate(dataset):
+            block.append(read_entry(entry, self.config, index, horizon=True))
+            if len(block) == SORT_BUFFER:
+                yield from self._predict_block(block, num_samples)
+                block = []
+        yield from self._predict_block(block, num_samples)
+
+    def _predict_block(self, block: Sequence[RawSeries], num_samples: int | None) -> Iterator[Forecast]:
+        order = sorted(range(len(block)), key=lambda i: len(block[i].values))
+        results: dict[int, Floats] = {}
+        for begin in range(0, len(order), self.batch_size):
+            rows = order[begin : begin + self.batch_size]
+            for row, result in zip(rows, self._outputs([block[i] for i in rows], num_samples), strict=True):
+                results[row] = result
+        for index, raw in enumerate(block):
+            array = results[index]  # [Q or samples, H, C]
+            array = array[..., 0] if self.config.channels == 1 else array
+            start = raw.start + len(raw.values)
+            if self.distribution is None:
+                keys = [str(level) for level in self.config.quantiles]
+                yield QuantileForecast(array, start_date=start, forecast_keys=keys, item_id=raw.item_id)
+            else:
+                yield SampleForecast(array, start_date=start, item_id=raw.item_id)
+
+    @torch.inference_mode()
+    def _outputs(self, batch: Sequence[RawSeries], num_samples: int | None) -> Floats:
+        """[B, Q or samples, H, C] in the units of the channels."""
+        config, model = self.config, self.forecaster.eval()
+        series = [raw.series(self.standards, self.channels) for raw in batch]
+        lanes = [lane for one in series for lane in one.lanes(config.mode == "independent")]
+        lines = Timelines(lanes, window=config.window, horizon=config.prediction_length, half_life=config.half_life)
+        lane = np.arange(len(lines))
+        clock = lines.start + lines.steps - 1
+        patch = config.patch_length
+        commits = [
+            lines.commit_clocks(i, patch, before=int(clock[i] // patch * patch)) for i in range(len(lines))
+        ]
+        length = np.array([len(c) for c in commits])
+        size = max(1, int(length.max()))
+        ends = np.repeat(lines.start[:, None], size, 1)
+        elapsed = np.zeros(ends.shape)
+        for i, own in enumerate(commits):
+            ends[i, : len(own)] = own
+            elapsed[i, 1 : len(own)] = np.diff(own) / patch
+        static = model.static(lines.static_real, lines.static_categories)
+        grid = np.repeat(lane[:, None], size, 1)
+        state = model.prefill(lines.windows(grid, ends, patch), elapsed, torch.from_numpy(length), static)
+        newest = ends[lane, np.maximum(length - 1, 0)]
+        waited = np.where(length > 0, clock - newest, 0) / patch
+        inputs = QueryInputs(
+            lines.windows(lane, clock, patch), lines.future(lane, clock), lines.lags(lane, clock, config.lag_skip)
+        )
+        out = model.read(inputs, waited, static, state).double()  # [lanes, H, lane C, outputs]
+        if self.distribution is None:
+            z = out.sort(-1).values
+        else:
+            z = self.distribution.sample(out, num_samples or self.num_samples)
+        mean, scale = lines.statistics(lane, clock)
+        y = mean[:, None, :, None] + scale[:, None, :, None] * z.numpy()
+        y = y.reshape(len(batch), config.lanes, config.prediction_length, config.lane_channels, -1)
+        y = np.moveaxis(y, 1, 2).reshape(len(batch), config.prediction_length, config.channels, -1)
+        return np.asarray(np.moveaxis(y, -1, 1))
+
+    def serialize(self, path: Path) -> None:
+        """Folder with GluonTS's JSON files and the weights as checksummed safetensors; no pickle."""
+        RepresentablePredictor.serialize(self, path)
+        weights = {name: t.detach().cpu() for name, t in self.forecaster.state_dict().items()}
+        checkpoint.write(
+            Path(path) / WEIGHTS, weights, {"fingerprint": self.config.fingerprint}, kind=KIND, schema=SCHEMA
+        )
+
+    @classmethod
+    def deserialize(cls, path: Path, device: str | torch.device | None = None) -> "GDN2Predictor":
+        """Read what `serialize` wrote; CheckpointError says what is wrong with it."""
+        weights, _ = checkpoint.read(Path(path) / WEIGHTS, kind=KIND, schema=SCHEMA)
+        predictor = load_json((Path(path) / "predictor.json").read_text())
+        predictor.prediction_net.to(weights["norm.weight"].dtype).load_state_dict(weights)
+        return cast(GDN2Predictor, predictor if device is None else predictor.to(device))
+
+    def __eq__(self, other: object) -> bool:
+        """Same arguments and same weights, to the bit."""
+        if not isinstance(other, GDN2Predictor):
+            return NotImplemented
+        mine, theirs = self.forecaster.state_dict(), other.forecaster.state_dict()
+        return dump_json(self) == dump_json(other) and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def load(path: str | Path) -> Predictor:
+    """Any serialized GluonTS predictor, ours included."""
+    return Predictor.deserialize(Path(path))
+
+
+def facts(predictor: GDN2Predictor) -> dict[str, str]:
+    """What a run logs about a predictor: every config field, as strings."""
+    return {name: str(value) for name, value in json.loads(predictor.config.to_json()).items()}

@@ -1,0 +1,68 @@
+"""Time on an absolute grid: a step is int64 nanoseconds since 1970-01-01 UTC, divided by the period and floored.
+
+Patches are anchored at absolute step index // P, so their borders do not depend on where a stream began (math.md 4).
+Only a fixed period has such a grid; calendar frequencies (months, business days) are numbered by their ordinal in the
+pipelines room and can be trained and predicted in batch, not streamed.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsgdn2.errors import StreamError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    Time = datetime | np.datetime64 | pd.Timestamp | int
+else:
+    Time = object
+
+Steps = NDArray[np.int64]
+
+DAY_NS = 86_400_000_000_000
+CYCLES_NS = {"day": DAY_NS, "week": 7 * DAY_NS}
+_LIMIT_NS = 2**63 - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NOT_A_MOMENT = "time: NaT is not a moment; drop the row or give it a time"
+
+
+def to_ns(time: Time) -> int:
+    """int64 nanoseconds since the epoch; a naive time is taken as UTC. Raises StreamError naming `time`."""
+    if isinstance(time, np.datetime64):
+        if np.isnat(time):
+            raise StreamError(_NOT_A_MOMENT)
+        return int(time.astype("datetime64[ns]").astype(np.int64))
+    if isinstance(time, datetime):
+        if time != time:  # pandas.NaT is a datetime that is not equal to itself
+            raise StreamError(_NOT_A_MOMENT)
+        if hasattr(time, "value"):  # pandas.Timestamp keeps nanoseconds that datetime has not
+            return int(time.value)
+        aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+        delta = aware - _EPOCH
+        return ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000
+    if isinstance(time, int | np.integer) and not isinstance(time, bool):
+        if not -_LIMIT_NS <= int(time) <= _LIMIT_NS:
+            raise StreamError(f"time: {time} does not fit int64 nanoseconds (years 1678 to 2262)")
+        return int(time)
+    raise StreamError(
+        f"time: expected datetime, numpy or pandas stamp or int64 nanoseconds, got {type(time).__name__} {time!r}; "
+        "convert it (NaN and None are no moments, float seconds lose digits)"
+    )
+
+
+def calendar_cycles(period_ns: int) -> tuple[str, ...]:
+    """Names of the cycles that a grid of this period can resolve (at least four steps a cycle); none without one."""
+    return tuple(name for name, cycle in CYCLES_NS.items() if 0 < 4 * period_ns <= cycle)
+
+
+def calendar(steps: Steps, period_ns: int, cycles: tuple[str, ...]) -> NDArray[np.float64]:
+    """Sine and cosine of the phase in each cycle, [.., 2 * cycles]; exact, because the modulus is taken in int64."""
+    phases = [(steps * period_ns) % CYCLES_NS[name] * (2 * np.pi / CYCLES_NS[name]) for name in cycles]
+    if not phases:
+        return np.zeros((*steps.shape, 0))
+    return np.stack([f(phase) for phase in phases for f in (np.sin, np.cos)], axis=-1)

@@ -1,0 +1,196 @@
+"""The model beside the slab: closes patches, answers queries, always in tiles of sixteen lanes.
+
+    close:  query at `last` -> reference forecast of the next observations;  open patch -> one commit -> new state
+    answer: (open patch passed by the clock? commit it on a copy)  ->  query at the clock  ->  quantiles
+
+A matrix product of one row differs in its last bits from the same row in a batch of another size, so every pass has
+sixteen rows: what a stream computes does not depend on who else is in the call (math.md 4, Rows).
+
+N streams, lanes per stream, C channels, P patch, H horizon, Q quantiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tsgdn2.audit import OnlineAudit
+from tsgdn2.forecaster import Forecaster, QueryInputs
+from tsgdn2.patch import Windows
+from tsgdn2.scale import Floats, Moments, forgetting, scale_of
+from tsgdn2.slab import NONE, Ints, Slab
+from tsgdn2.state import ForecasterState
+from tsgdn2.timeline import standardise
+
+TILE = 16
+
+
+class Engine:
+    """Runs one forecaster over the rows of one slab."""
+
+    def __init__(self, forecaster: Forecaster, slab: Slab, audit: OnlineAudit | None) -> None:
+        self.forecaster = forecaster.eval()
+        self.config = forecaster.config
+        self.slab = slab
+        self.audit = audit
+        self._lam = forgetting(self.config.half_life)
+
+    @torch.inference_mode()
+    def close(self, slots: Ints) -> None:
+        """Close the open patch of every stream in slots [N]: score-keeping forecast first, then the commit."""
+        slab, patch = self.slab, self.config.patch_length
+        last = slab.last[slots]
+        moments = slab.moments(slots, self._lam)
+        state = slab.load(slab.lanes(slots))
+        reference = self._query(slots, last, moments, state, slab.token_clock[slots], np.zeros(0))
+        end = (last // patch + 1) * patch - 1
+        written, after = self._commit(slots, end, moments, state, audit=True)
+        lanes = slab.lanes(slots)
+        slab.store(lanes[written], after.rows(torch.from_numpy(np.flatnonzero(written))))
+        slab.reference[slots], slab.origin[slots] = reference, last
+        slab.count[slots], slab.mean[slots], slab.m2[slots] = moments
+        clocks = np.where(written.reshape(len(slots), -1), end[:, None], slab.token_clock[slots])
+        slab.token_clock[slots] = clocks
+
+    @torch.inference_mode()
+    def answer(self, slots: Ints, clock: Ints, future: Floats) -> Floats:
+        """Quantiles [N, H, C, Q] of the horizon after each clock; future [N, H, F]. Changes nothing."""
+        slab, patch = self.slab, self.config.patch_length
+        moments = slab.moments(slots, self._lam)
+        state = slab.load(slab.lanes(slots))
+        token_clock = slab.token_clock[slots]
+        passed = clock // patch > slab.last[slots] // patch
+        if passed.any():
+            rows = np.flatnonzero(passed)
+            end = (slab.last[slots[rows]] // patch + 1) * patch - 1
+            lanes = np.flatnonzero(np.repeat(passed, self.config.lanes))
+            before = state.rows(torch.from_numpy(lanes))
+            written, after = self._commit(slots[rows], end, _rows(moments, rows), before, audit=False)
+            state = _replaced(state, lanes[written], after.rows(torch.from_numpy(np.flatnonzero(written))))
+            token_clock = token_clock.copy()
+            token_clock[rows] = np.where(written.reshape(len(rows), -1), end[:, None], token_clock[rows])
+        return self._query(slots, clock, moments, state, token_clock, future)
+
+    def _query(
+        self, slots: Ints, clock: Ints, moments: Moments, state: ForecasterState, token_clock: Ints, future: Floats
+    ) -> Floats:
+        cfg, slab = self.config, self.slab
+        values, seen = slab.window(slots, clock, cfg.window)
+        mean, scale = moments.mean, scale_of(moments, slab.prior[slots])
+        lags = standardise(values, seen, mean, scale)[:, cfg.window - cfg.lag_skip :]
+        recent = slice(cfg.window - cfg.patch_length, None)
+        windows = self._lane_windows(
+            slots, clock, values[:, recent], seen[:, recent], mean, scale, slab.known_window(slots, clock)
+        )
+        elapsed = np.where(token_clock == NONE, 0, clock[:, None] - token_clock).reshape(-1) / cfg.patch_length
+        if not future.size:  # the reference forecast has no covariates of the future; it takes their training mean
+            future = np.zeros((len(slots), cfg.prediction_length, cfg.known))
+        inputs = QueryInputs(windows, np.repeat(future, cfg.lanes, axis=0), self._split(lags))
+        static = self._static(slots)
+        out = []
+        for tile, real in _tiles(len(elapsed)):
+            part = QueryInputs(_take(inputs.windows, tile), inputs.future[tile], inputs.lags[tile])
+            y = self.forecaster.read(part, elapsed[tile], static[tile], state.rows(torch.from_numpy(tile)))
+            out.append(y[:real].double().numpy())
+        z = np.sort(np.concatenate(out), axis=-1)  # [N * lanes, H, lane C, Q]
+        z = z.reshape(len(slots), cfg.lanes, cfg.prediction_length, cfg.lane_channels, -1)
+        z = np.moveaxis(z, 1, 2).reshape(len(slots), cfg.prediction_length, cfg.channels, -1)
+        return np.asarray(mean[:, None, :, None] + scale[:, None, :, None] * z)
+
+    def _commit(
+        self, slots: Ints, end: Ints, moments: Moments, state: ForecasterState, *, audit: bool
+    ) -> tuple[np.ndarray, ForecasterState]:
+        """Commit the open patch of each stream; lanes with nothing observed are no token. Returns which were."""
+        cfg, slab = self.config, self.slab
+        values, seen = slab.window(slots, end, cfg.patch_length)
+        windows = self._lane_windows(
+            slots, end, values, seen, moments.mean, scale_of(moments, slab.prior[slots]), slab.open_known[slots]
+        )
+        written = windows.seen.any((1, 2))
+        token_clock = slab.token_clock[slots].reshape(-1)
+        clock = np.repeat(end, cfg.lanes)
+        elapsed = np.where(token_clock == NONE, 0, clock - token_clock) / cfg.patch_length
+        static, lanes = self._static(slots), slab.lanes(slots)
+        rows = np.flatnonzero(written)
+        after = state
+        for tile, real in _tiles(len(rows)):
+            at = rows[tile]
+            before = state.rows(torch.from_numpy(at))
+            new, traces = self.forecaster.commit(_take(windows, at), elapsed[at], static[at], before)
+            keep = torch.arange(real)
+            after = _replaced(after, at[:real], new.rows(keep))
+            if audit and self.audit is not None:
+                cohort = cohorts(windows.seen[at[:real]], elapsed[at[:real]])
+                self._observe(lanes[at[:real]], before.rows(keep), traces, real, clock[at[:real]], cohort)
+        return written, after
+
+    def _observe(
+        self, lanes: Ints, before: ForecasterState, traces: list[dict[str, Tensor]], real: int, clock: Ints, cohort: Ints
+    ) -> None:
+        assert self.audit is not None
+        for layer, trace in enumerate(traces):
+            if trace and self.audit.samples(layer):
+                self.audit.update(
+                    torch.from_numpy(lanes), layer, before.layers[layer]["memory"], trace["k"][:real],
+                    trace["e"][:real], trace["z"][:real], trace["g"][:real], trace["factor"][:real],
+                    torch.from_numpy(clock), torch.from_numpy(cohort),
+                )  # fmt: skip
+
+    def _lane_windows(
+        self, slots: Ints, clock: Ints, values: Floats, seen: np.ndarray, mean: Floats, scale: Floats, known: Floats
+    ) -> Windows:
+        lanes = self.config.lanes
+        since = self.slab.since(slots, clock)
+        return Windows(
+            values=self._split(values), seen=self._split(seen), mean=self._split(mean), scale=self._split(scale),
+            since=self._split(since), clock=np.repeat(clock, lanes), known=np.repeat(known, lanes, axis=0),
+        )  # fmt: skip
+
+    def _split(self, x: np.ndarray) -> np.ndarray:
+        """[N, .., C] -> [N * lanes, .., lane C]."""
+        if self.config.lanes == 1:
+            return x
+        return np.moveaxis(x, -1, 1).reshape(len(x) * self.config.lanes, *x.shape[1:-1], 1)
+
+    def _static(self, slots: Ints) -> Tensor:
+        real, categories = self.slab.static_real[slots], self.slab.static_categories[slots]
+        rows = self.forecaster.static(real, categories)
+        return rows.repeat_interleave(self.config.lanes, 0)
+
+
+def cohorts(seen: np.ndarray, elapsed: Floats) -> Ints:
+    """Cohort of each committed patch [N]: 0 complete, 1 partial, 2 the first after a gap of a patch or more."""
+    partial = ~seen.all((1, 2))
+    return np.where(elapsed > 1, 2, partial.astype(np.int64))
+
+
+def _tiles(count: int) -> Iterator[tuple[Ints, int]]:
+    """Index tiles of TILE rows, the last one padded with its first row, and how many rows of each are real."""
+    for begin in range(0, count, TILE):
+        real = min(TILE, count - begin)
+        tile = np.full(TILE, begin)
+        tile[:real] = np.arange(begin, begin + real)
+        yield tile, real
+
+
+def _take(windows: Windows, rows: Ints) -> Windows:
+    return Windows(*[a[rows] for a in windows])
+
+
+def _rows(moments: Moments, rows: Ints) -> Moments:
+    return Moments(*[a[rows] for a in moments])
+
+
+def _replaced(state: ForecasterState, rows: Ints, new: ForecasterState) -> ForecasterState:
+    """A copy of `state` with some rows taken from `new`."""
+    index = torch.from_numpy(rows)
+    whole = torch.arange(len(state.count))
+    copy = state.rows(whole)
+    for mine, theirs in zip(copy.layers, new.layers, strict=True):
+        for name, tensor in theirs.items():
+            mine[name][index] = tensor
+    copy.count[index] = new.count
+    return copy

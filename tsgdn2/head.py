@@ -1,0 +1,53 @@
+"""Direct multi-horizon heads: one query token in, the whole horizon out, in standardised units.
+
+    base = reshape(W h + bias)                                          [.., H, C, Q]
+    with known covariates u of the horizon:  base += W2 GELU(A_h h + B u_h)
+    with a lag skip over the last L scaled steps x:  base += K x        (the same K for every quantile and channel)
+
+Quantiles are sorted when they are handed out, not in the loss. The lag skip bypasses the memory that the audit sees.
+B batch, D width, H horizon, C channels, Q outputs per step (quantiles, or distribution parameters).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+
+class HorizonHead(nn.Module):
+    """Linear map from a query to H steps of C channels and Q outputs, with covariates and a lag skip where given."""
+
+    def __init__(
+        self, *, width: int, horizon: int, channels: int, outputs: int, known: int, lag_skip: int, rank: int = 16
+    ) -> None:
+        super().__init__()
+        self.shape = (horizon, channels, outputs)
+        self.rank = rank
+        self.linear = nn.Linear(width, horizon * channels * outputs)
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+        self.known = nn.ModuleDict()
+        if known:
+            self.known["horizon"] = nn.Linear(known, rank)
+            self.known["query"] = nn.Linear(width, horizon * rank)
+            self.known["out"] = nn.Linear(rank, channels * outputs, bias=False)
+        self.skip = nn.Linear(lag_skip, horizon, bias=False) if lag_skip else None
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
+
+    def forward(self, h: Tensor, future: Tensor, lags: Tensor) -> Tensor:
+        """h [.., D], future [.., H, F] standardised, lags [.., L, C] scaled -> [.., H, C, Q]."""
+        out = self.linear(h).unflatten(-1, self.shape)
+        if len(self.known):
+            hidden = self.known["query"](h).unflatten(-1, (self.shape[0], self.rank)) + self.known["horizon"](future)
+            out = out + self.known["out"](F.gelu(hidden)).unflatten(-1, self.shape[1:])
+        if self.skip is not None:
+            out = out + self.skip(lags.transpose(-1, -2)).transpose(-1, -2)[..., None]
+        return torch.as_tensor(out)
+
+
+def pinball(prediction: Tensor, target: Tensor, levels: Tensor) -> Tensor:
+    """Quantile loss 2 (y - y_q)(q - 1{y < y_q}) per step, [.., H, C, Q] for target [.., H, C] and levels [Q]."""
+    error = target[..., None] - prediction
+    return 2 * torch.maximum(levels * error, (levels - 1) * error)

@@ -1,0 +1,124 @@
+"""What a caller hands to the online predictor, checked and brought into arrays before anything is touched.
+
+Every message names the argument, what is allowed, what came and what to do. Nothing here changes a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from tsgdn2.clock import Steps, Time, to_ns
+from tsgdn2.errors import SchemaError, StreamError, UnknownChannelError
+from tsgdn2.scale import Floats
+
+LARGEST = 1e100
+Values = ArrayLike | Mapping[str, float | None] | None
+
+
+class Column(Protocol):
+    """What is used of a polars Series."""
+
+    def to_numpy(self) -> np.ndarray: ...  # noqa: D102
+    def to_list(self) -> list[object]: ...  # noqa: D102
+    def null_count(self) -> int: ...  # noqa: D102
+
+
+class Frame(Protocol):
+    """What is used of a polars DataFrame; the room knows no polars."""
+
+    @property
+    def columns(self) -> list[str]: ...  # noqa: D102
+    @property
+    def height(self) -> int: ...  # noqa: D102
+    def get_column(self, name: str) -> Column: ...  # noqa: D102
+    def select(self, *names: str) -> Frame: ...  # noqa: D102
+    def hstack(self, columns: object) -> Frame: ...  # noqa: D102
+
+
+def check_stream(stream: str) -> None:
+    """A stream's name is a string that is not empty."""
+    if not isinstance(stream, str) or not stream:
+        raise StreamError(f"stream: must be a string that is not empty, got {stream!r}")
+
+
+def step_of(time: Time, period_ns: int) -> int:
+    """Absolute step of a moment."""
+    return to_ns(time) // period_ns
+
+
+def row_values(values: Values, channels: tuple[str, ...]) -> Floats:
+    """values as float64 [C], NaN where missing; array [C] or {channel: value}."""
+    if values is None:
+        return np.full(len(channels), np.nan)
+    if isinstance(values, Mapping):
+        unknown = [name for name in values if name not in channels]
+        if unknown:
+            raise UnknownChannelError(
+                f"values: unknown channels {unknown}; this model knows {list(channels)}, drop or rename them"
+            )
+        values = [values.get(name) for name in channels]
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        values = [np.nan if v is None else v for v in values]
+    raw = np.asarray(values)
+    if raw.dtype.kind not in "iufb":
+        raise SchemaError(f"values: must be numbers, NaN or None, got dtype {raw.dtype}; convert them")
+    row = np.atleast_1d(raw.astype(np.float64))
+    if row.shape != (len(channels),):
+        raise SchemaError(f"values: must be one value for each of {list(channels)}, got shape {raw.shape}")
+    check_finite(row[None], channels)
+    return row
+
+
+def check_finite(values: Floats, channels: tuple[str, ...]) -> None:
+    """No infinite or absurd number among values [N, C]."""
+    bad = np.isinf(values) | (np.abs(values) > LARGEST)
+    if bad.any():
+        n, c = np.argwhere(bad)[0]
+        raise SchemaError(
+            f"values: row {n}, channel {channels[c]!r} is {values[n, c]!r}; only finite numbers up to {LARGEST:g} and "
+            "NaN (missing) are allowed, clean the source"
+        )
+
+
+def frame_rows(frame: Frame, channels: tuple[str, ...], period_ns: int) -> tuple[list[str], Steps, Floats]:
+    """streams, steps [N] and values [N, C] of a frame with columns stream, time and channels."""
+    if not hasattr(frame, "get_column") or not hasattr(frame, "columns"):
+        raise SchemaError(f"frame: must be a polars DataFrame, got {type(frame).__name__}")
+    missing = [name for name in ("stream", "time") if name not in frame.columns]
+    if missing:
+        raise SchemaError(f"frame: needs the columns stream and time, {missing} not among {frame.columns}")
+    given = [name for name in frame.columns if name not in ("stream", "time")]
+    unknown = [name for name in given if name not in channels]
+    if unknown:
+        raise UnknownChannelError(
+            f"frame: unknown channels {unknown}; this model knows {list(channels)}, drop or rename them"
+        )
+    if not given:
+        raise SchemaError(f"frame: holds no channel; at least one of {list(channels)} must be a column")
+    if frame.height == 0:
+        raise SchemaError("frame: empty; there is nothing to observe, skip the call")
+    for name in ("stream", "time"):
+        if frame.get_column(name).null_count():
+            raise StreamError(f"frame: column {name} has nulls (missing times or names); drop those rows")
+    streams = frame.get_column("stream").to_list()
+    for stream in set(streams):
+        check_stream(stream)  # type: ignore[arg-type]
+    stamps = frame.get_column("time").to_numpy()
+    if stamps.dtype.kind == "M":
+        nanoseconds = stamps.astype("datetime64[ns]").astype(np.int64)
+    elif stamps.dtype == np.int64:
+        nanoseconds = stamps
+    else:
+        raise StreamError(f"frame: column time must be Datetime or int64 nanoseconds, got {stamps.dtype}; cast it")
+    values = np.full((frame.height, len(channels)), np.nan)
+    for name in given:
+        column = frame.get_column(name).to_numpy()
+        if column.dtype.kind not in "iufb":
+            raise SchemaError(f"frame: column {name} must hold numbers, got dtype {column.dtype}; cast it")
+        values[:, channels.index(name)] = column
+    check_finite(values, channels)
+    return [str(s) for s in streams], nanoseconds // period_ns, values

@@ -1,0 +1,213 @@
+"""The private memory of an online predictor: one row per stream, all rows in a few arrays that are edited in place.
+
+    ring slot of step s = s mod W: holds the last W steps up to `last`, the last step with a value
+    closed patches live in the model state and in `moments`; the open patch lives in the ring alone
+
+So a value of the open patch may still change, in any order, and nothing has to be taken back. A row has the same bytes
+however long its stream is.
+
+| array | shape | what |
+|---|---|---|
+| values, seen | [S, W, C] | ring of raw cells |
+| known | [S, P, F] | ring of standardised known covariates, up to the clock |
+| open_known | [S, P, F] | the same for the steps of the open patch |
+| count, mean, m2, prior | [S, C] | scaler before the open patch, and its prior deviation |
+| last, clock, origin | [S] | last observed step, last step heard of, clock of the reference forecast |
+| last_seen | [S, C] | last observed step of a channel |
+| token_clock | [S, lanes] | clock of a lane's last commit |
+| reference | [S, H, C, Q] | quantiles that score the next observations |
+| counters | [S, 4] | observations, duplicates, replaced, late |
+| static_real, static_categories | [S, R], [S, K] | static features |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tsgdn2.forecaster import Forecaster
+from tsgdn2.patch import NEVER_SEEN
+from tsgdn2.scale import Bools, Floats, Moments, update
+from tsgdn2.state import ForecasterState
+
+Ints = NDArray[np.int64]
+NONE = -(2**62)
+COUNTERS = ("observations", "duplicates", "replaced", "late")
+
+
+class Slab:
+    """Arrays of S rows for the streams and S x lanes rows for the model's state; grows by doubling."""
+
+    values: Floats
+    seen: Bools
+    known: Floats
+    open_known: Floats
+    count: Floats
+    mean: Floats
+    m2: Floats
+    prior: Floats
+    last: Ints
+    clock: Ints
+    origin: Ints
+    last_seen: Ints
+    token_clock: Ints
+    reference: Floats
+    counters: Ints
+    static_real: Floats
+    static_categories: Ints
+
+    def __init__(self, forecaster: Forecaster, capacity: int = 16) -> None:
+        self.config = forecaster.config
+        self._forecaster = forecaster
+        self.capacity = 0
+        self.state = forecaster.initial_state(0)
+        self.reserve(capacity)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for at least `capacity` streams; rows keep their place and content."""
+        if capacity <= self.capacity:
+            return
+        capacity = max(capacity, 2 * self.capacity)
+        for name, fresh in self._fresh(capacity).items():
+            if self.capacity:
+                fresh[: self.capacity] = getattr(self, name)
+            setattr(self, name, fresh)
+        grown = self._forecaster.initial_state(capacity * self.config.lanes)
+        for new, old in zip(_flat(grown), _flat(self.state), strict=True):
+            new[: len(old)] = old
+        self.state, self.capacity = grown, capacity
+
+    def row_nbytes(self) -> int:
+        """Bytes of one stream, all arrays and tensors."""
+        return (sum(getattr(self, name).nbytes for name in ARRAYS) + self.state.nbytes) // self.capacity
+
+    def lanes(self, slots: Ints) -> Ints:
+        """State rows of the streams in `slots` [N] -> [N * lanes]."""
+        return np.asarray((slots[:, None] * self.config.lanes + np.arange(self.config.lanes)).reshape(-1), np.int64)
+
+    def load(self, lanes: Ints) -> ForecasterState:
+        """Copy of some state rows."""
+        return self.state.rows(torch.from_numpy(lanes))
+
+    def store(self, lanes: Ints, state: ForecasterState) -> None:
+        """Write state rows in place."""
+        index = torch.from_numpy(lanes)
+        for mine, new in zip(_flat(self.state), _flat(state), strict=True):
+            mine[index] = new
+
+    def write(self, slots: Ints, step: Ints, values: Floats, seen: Bools) -> tuple[Bools, Bools]:
+        """Put one observation per stream into its ring; returns per row: nothing new, and something replaced."""
+        w = self.config.window
+        last = self.last[slots]
+        ring = np.arange(w)
+        stale = step[:, None] - (step[:, None] - ring) % w > last[:, None]
+        rows, columns = np.nonzero(stale)
+        self.seen[slots[rows], columns] = False
+        at = step % w
+        old, had = self.values[slots, at], self.seen[slots, at]
+        differs = seen & had & (old != values)
+        self.values[slots, at] = np.where(seen, values, old)
+        self.seen[slots, at] = had | seen
+        self.last[slots] = np.maximum(last, step)
+        self.last_seen[slots] = np.where(
+            seen, np.maximum(self.last_seen[slots], step[:, None]), self.last_seen[slots]
+        )
+        return (seen <= (had & ~differs)).all(1), differs.any(1)
+
+    def write_known(self, slots: Ints, step: Ints, known: Floats, observed: Bools) -> None:
+        """Put covariates into the rings of the clock and of the open patch, before `write` and before the clock moves.
+
+        observed [N]: the row carries a value, so that it opens its patch if that is a later one.
+        """
+        p = self.config.patch_length
+        clock, open_patch = self.clock[slots], self.last[slots] // p
+        ring = np.arange(p)
+        rows, columns = np.nonzero(step[:, None] - (step[:, None] - ring) % p > clock[:, None])
+        self.known[slots[rows], columns] = 0.0
+        fresh = step > clock - p
+        self.known[slots[fresh], step[fresh] % p] = known[fresh]
+        opens = observed & (step // p > open_patch)
+        if opens.any():  # steps of the new patch that came without a value are still in the clock's ring
+            self.open_known[slots[opens]] = np.where(
+                (ring <= (step[opens] % p)[:, None])[..., None], self.known[slots[opens]], 0.0
+            )
+        inside = step // p == np.where(opens, step // p, open_patch)
+        self.open_known[slots[inside], step[inside] % p] = known[inside]
+
+    def window(self, slots: Ints, clock: Ints, steps: int) -> tuple[Floats, Bools]:
+        """values and seen [N, steps, C] of the steps that end at each clock; 0 where not observed."""
+        at = clock[:, None] + np.arange(1 - steps, 1)
+        last = self.last[slots][:, None]
+        held = (at <= last) & (at > last - self.config.window)
+        row, ring = slots[:, None], at % self.config.window
+        seen = self.seen[row, ring] & held[..., None]
+        return np.where(seen, self.values[row, ring], 0.0), seen
+
+    def known_window(self, slots: Ints, clock: Ints) -> Floats:
+        """Known covariates [N, P, F] of the P steps that end at each clock; 0 where none was given."""
+        p = self.config.patch_length
+        at = clock[:, None] + np.arange(1 - p, 1)
+        newest = self.clock[slots][:, None]
+        held = (at <= newest) & (at > newest - p)
+        return np.where(held[..., None], self.known[slots[:, None], at % p], 0.0)
+
+    def moments(self, slots: Ints, lam: float) -> Moments:
+        """Scaler of each stream with its open patch absorbed, in the order of time; [N, C] each."""
+        moments = Moments(self.count[slots], self.mean[slots], self.m2[slots])
+        patch = self.config.patch_length
+        values, seen = self.window(slots, (self.last[slots] // patch + 1) * patch - 1, patch)
+        for p in range(patch):
+            moments = update(moments, values[:, p], seen[:, p], lam)
+        return moments
+
+    def since(self, slots: Ints, clock: Ints) -> Ints:
+        """Steps since each channel was last observed, [N, C]."""
+        seen = self.last_seen[slots]
+        return np.where(seen == NONE, NEVER_SEEN, clock[:, None] - seen)
+
+    def tensors(self, rows: int) -> dict[str, Tensor]:
+        """The first `rows` streams as named tensors, for a checkpoint."""
+        out = {f"stream.{name}": torch.from_numpy(getattr(self, name)[:rows].copy()) for name in ARRAYS}
+        for i, tensor in enumerate(_flat(self.state)):
+            out[f"state.{i}"] = tensor[: rows * self.config.lanes].clone()
+        return out
+
+    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
+        """Fill the first `rows` streams from what `tensors` gave; KeyError or ValueError where it does not fit."""
+        self.reserve(rows)
+        for name in ARRAYS:
+            getattr(self, name)[:rows] = tensors[f"stream.{name}"].numpy()
+        for i, tensor in enumerate(_flat(self.state)):
+            tensor[: rows * self.config.lanes] = tensors[f"state.{i}"]
+
+    def _fresh(self, rows: int) -> dict[str, NDArray[np.generic]]:
+        cfg, c, w, p = self.config, self.config.channels, self.config.window, self.config.patch_length
+        none = np.int64(NONE)
+        return {
+            "values": np.zeros((rows, w, c)),
+            "seen": np.zeros((rows, w, c), np.bool_),
+            "known": np.zeros((rows, p, cfg.known)),
+            "open_known": np.zeros((rows, p, cfg.known)),
+            "count": np.zeros((rows, c)),
+            "mean": np.zeros((rows, c)),
+            "m2": np.zeros((rows, c)),
+            "prior": np.ones((rows, c)),
+            "last": np.full(rows, none),
+            "clock": np.full(rows, none),
+            "origin": np.full(rows, none),
+            "last_seen": np.full((rows, c), none),
+            "token_clock": np.full((rows, cfg.lanes), none),
+            "reference": np.full((rows, cfg.prediction_length, c, len(cfg.quantiles)), np.nan),
+            "counters": np.zeros((rows, len(COUNTERS)), np.int64),
+            "static_real": np.zeros((rows, cfg.static_real)),
+            "static_categories": np.zeros((rows, len(cfg.static_cardinalities)), np.int64),
+        }
+
+
+ARRAYS = tuple(name for name in Slab.__annotations__)
+
+
+def _flat(state: ForecasterState) -> list[Tensor]:
+    return [*(layer[name] for layer in state.layers for name in sorted(layer)), state.count]

@@ -1,0 +1,152 @@
+"""Histories of many lanes in contiguous arrays, from which any window is a slice: training and batch prediction.
+
+A lane is one sequence of C channels on the absolute grid. The scaler runs over every lane once; a token then needs
+only gathers. The stream holds the same facts in rings (tsgdn2/slab.py); this file is their history at full length.
+
+    token at clock c:  steps c-P+1 .. c, statistics at c          patch j with shift s:  steps jP+s .. jP+s+P-1
+    elapsed between tokens = (difference of their clocks) / P, subtracted in int64
+
+N.. any leading shape, P patch, C channels, L lags, H horizon, F known covariates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tsgdn2.errors import SchemaError
+from tsgdn2.patch import NEVER_SEEN, Windows
+from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of, scan
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One history: values [T, C] (NaN is missing) from absolute step `start`, covariates, statics, prior scale [C]."""
+
+    values: Floats
+    start: int
+    prior_scale: Floats
+    known: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    """[T or T + H, F], standardised; the horizon's rows let the last step be forecast."""
+    static_real: Floats = field(default_factory=lambda: np.zeros(0))
+    static_categories: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        """Check shapes and that nothing is infinite; SchemaError names the field."""
+        if self.values.ndim != 2 or self.values.shape[0] == 0:
+            raise SchemaError(f"values: must be [T, C] with T >= 1, got shape {self.values.shape}")
+        if np.isinf(self.values).any():
+            raise SchemaError("values: infinite; only finite numbers and NaN (missing) can be scaled, clean the source")
+        if self.prior_scale.shape != (self.values.shape[1],) or not (self.prior_scale > 0).all():
+            raise SchemaError(f"prior_scale: must be [C] and > 0, got {self.prior_scale}")
+        if self.known.size and not np.isfinite(self.known).all():
+            raise SchemaError("known: must be finite over history and horizon; fill or drop the covariate")
+
+    def lanes(self, independent: bool) -> list[Series]:
+        """This history as lanes: one per channel, or itself."""
+        if not independent:
+            return [self]
+        return [
+            Series(
+                values=self.values[:, c : c + 1], start=self.start, prior_scale=self.prior_scale[c : c + 1],
+                known=self.known, static_real=self.static_real, static_categories=self.static_categories,
+            )  # fmt: skip
+            for c in range(self.values.shape[1])
+        ]
+
+
+class Timelines:
+    """Lanes laid end to end, each between margins of missing steps."""
+
+    def __init__(self, lanes: Sequence[Series], *, window: int, horizon: int, half_life: float) -> None:
+        self.window, self.horizon = window, horizon
+        channels = lanes[0].values.shape[1]
+        self.start = np.array([lane.start for lane in lanes], np.int64)
+        self.steps = np.array([len(lane.values) for lane in lanes], np.int64)
+        lengths = self.steps + 2 * window + horizon  # a query may stand one patch past the end, its targets unseen
+        ends = np.cumsum(lengths)
+        self._offset = ends - lengths + window - self.start
+        total = int(ends[-1])
+        self._values = np.zeros((total, channels))
+        self._seen = np.zeros((total, channels), np.bool_)
+        self._mean, self._scale = np.zeros((total, channels)), np.ones((total, channels))
+        self._since = np.full((total, channels), NEVER_SEEN, np.int64)
+        self._known = np.zeros((total, lanes[0].known.shape[1]))
+        self.static_real = np.stack([lane.static_real for lane in lanes])
+        self.static_categories = np.stack([lane.static_categories for lane in lanes])
+        lam = forgetting(half_life)
+        for i, lane in enumerate(lanes):
+            rows = slice(int(ends[i] - lengths[i]) + window, int(ends[i]) - horizon - window)
+            seen = np.isfinite(lane.values)
+            values = np.where(seen, lane.values, 0.0)
+            moments: Moments = scan(values, seen, lam)
+            self._values[rows], self._seen[rows] = values, seen
+            self._mean[rows], self._scale[rows] = moments.mean, scale_of(moments, lane.prior_scale)
+            step = np.arange(len(values))[:, None]
+            last = np.maximum.accumulate(np.where(seen, step, -1), axis=0)
+            self._since[rows] = np.where(last >= 0, step - last, NEVER_SEEN)
+            covered = min(len(lane.known), len(values) + horizon)
+            self._known[rows.start : rows.start + covered] = lane.known[:covered]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def commit_clocks(self, lane: int, patch: int, shift: int = 0, *, before: int | None = None) -> Ints:
+        """Clocks (last steps) of the patches that hold an observation and end before step `before`, oldest first.
+
+        Without `before`: all that end inside the history. `shift` moves the patch borders, 0 is the absolute grid.
+        """
+        start, stop = int(self.start[lane]), int(self.start[lane] + self.steps[lane])
+        stop = stop if before is None else min(stop, before)
+        first = (start - shift) // patch
+        count = (stop - shift) // patch - first
+        if count <= 0:
+            return np.zeros(0, np.int64)
+        base = int(self._offset[lane]) + start
+        seen = np.zeros(count * patch, np.bool_)
+        lead = start - (first * patch + shift)
+        rows = self._seen[base : base + count * patch - lead].any(axis=1)
+        seen[lead:] = rows
+        full = np.flatnonzero(seen.reshape(count, patch).any(axis=1))
+        return np.asarray((first + full + 1) * patch + shift - 1, np.int64)
+
+    def windows(self, lane: Ints, clock: Ints, patch: int) -> Windows:
+        """The P steps that end at each clock; lane and clock [..]."""
+        at = self._offset[lane] + clock
+        index = at[..., None] + np.arange(1 - patch, 1)
+        return Windows(
+            values=self._values[index], seen=self._seen[index], mean=self._mean[at], scale=self._scale[at],
+            since=self._since[at], clock=clock, known=self._known[index],
+        )  # fmt: skip
+
+    def lags(self, lane: Ints, clock: Ints, count: int) -> Floats:
+        """The last `count` steps at each clock, standardised by its statistics, 0 where missing: [.., L, C]."""
+        at = self._offset[lane] + clock
+        index = at[..., None] + np.arange(1 - count, 1)
+        return standardise(self._values[index], self._seen[index], self._mean[at], self._scale[at])
+
+    def future(self, lane: Ints, clock: Ints) -> Floats:
+        """Known covariates of the horizon after each clock, [.., H, F]."""
+        return self._known[(self._offset[lane] + clock)[..., None] + np.arange(1, self.horizon + 1)]
+
+    def targets(self, lane: Ints, clock: Ints) -> tuple[Floats, Bools]:
+        """The horizon after each clock in the clock's standard units, and where it was observed: [.., H, C]."""
+        at = self._offset[lane] + clock
+        index = at[..., None] + np.arange(1, self.horizon + 1)
+        seen = self._seen[index]
+        return standardise(self._values[index], seen, self._mean[at], self._scale[at]), seen
+
+    def statistics(self, lane: Ints, clock: Ints) -> tuple[Floats, Floats]:
+        """Mean and scale at each clock, [.., C]."""
+        at = self._offset[lane] + clock
+        return self._mean[at], self._scale[at]
+
+
+def standardise(values: Floats, seen: Bools, mean: Floats, scale: Floats) -> Floats:
+    """(values - mean) / scale where seen, else 0; values [.., N, C], mean and scale [.., C]."""
+    return np.where(seen, (values - mean[..., None, :]) / scale[..., None, :], 0.0)
