@@ -175,7 +175,9 @@ def _from_numbers(raw: pl.Series, factor: int) -> pl.Series:
 
 def _values(frame: pl.DataFrame, column: str, missing: Sequence[float]) -> pl.Series:
     raw = frame[column]
-    if not (raw.dtype.is_numeric() or raw.dtype in (pl.Boolean, pl.Null)):
+    if raw.null_count() == len(raw):  # a CSV column without a single value has no type of its own
+        return pl.repeat(None, len(raw), dtype=pl.Float64, eager=True).alias(column)
+    if not (raw.dtype.is_numeric() or raw.dtype == pl.Boolean):
         raise FrameError(
             f"channel {column!r} must hold numbers, got {raw.dtype}; leave it out with channels=[...] or cast it"
         )

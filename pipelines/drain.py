@@ -20,7 +20,9 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -234,7 +236,8 @@ class _Sender:
             case ModelFolder() as model:
                 self.send_model(run_id, event, model)
             case End(status=status):
-                self.client.set_terminated(run_id, status=status, end_time=event.time_ms)
+                with redirect_stdout(StringIO()):  # MLflow prints two links here
+                    self.client.set_terminated(run_id, status=status, end_time=event.time_ms)
 
     def send_model(self, run_id: str, event: Event, payload: ModelFolder) -> None:
         from mlflow.entities import LoggedModelOutput, LoggedModelStatus

@@ -9,6 +9,7 @@ feat_static_cat [K]}; missing is NaN.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -28,17 +29,14 @@ Entry: TypeAlias = Mapping[str, object]
 def period_ns(freq: str) -> int:
     """Nanoseconds of one step, 0 for a calendar frequency. ConfigError names `freq` when pandas does not know it."""
     try:
-        offset = pd.tseries.frequencies.to_offset(freq)
-        stamp = pd.Period("2001-01-01", freq=freq)
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"freq: {freq!r} is no pandas frequency such as '1h', '15min', 'D' ({error})") from None
-    if offset is None:
-        raise ConfigError(f"freq: {freq!r} is no pandas frequency")
-    try:
-        return int(pd.Timedelta(offset).value)
-    except ValueError:
-        weeks = stamp.freqstr.split("-")[0]
-        return int(pd.Timedelta(days=7 * (int(weeks[:-1] or 1))).value) if weeks.endswith("W") else 0
+        with warnings.catch_warnings():  # pandas renames its aliases; old and new ones mean the same period here
+            warnings.simplefilter("ignore", FutureWarning)
+            offset = pd.Period("2001-01-01", freq=freq).freq
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"freq: {freq!r} is no pandas period frequency such as 'h', '15min', 'D' ({error})") from None
+    if isinstance(offset, pd.offsets.Week):
+        return int(offset.n * pd.Timedelta(days=7).value)
+    return int(offset.nanos) if isinstance(offset, pd.offsets.Tick) else 0
 
 
 def absolute_step(start: pd.Period, period: int) -> int:

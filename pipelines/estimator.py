@@ -68,7 +68,9 @@ class GDN2Estimator(PyTorchLightningEstimator):
         period = period_ns(freq)
         cycles = calendar_cycles(period) if calendar is None else tuple(calendar)
         distribution = None if distr_output is None else Distribution(distr_output)
-        season = get_seasonality(freq)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            season = get_seasonality(freq)
         self.config = ForecasterConfig(
             prediction_length=prediction_length, period_ns=period, channels=target_channels, mode=channels,
             quantiles=tuple(quantiles), outputs=0 if distribution is None else distribution.size,
@@ -167,7 +169,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
                 warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
                 trainer = pl.Trainer(**settings)
                 trainer.fit(
-                    module, DataLoader(sampler, batch_size=None, collate_fn=_as_it_is),
+                    module, sampler,
                     DataLoader(cast(Any, checks), batch_size=None, collate_fn=_as_it_is) if checks else None,
                 )  # fmt: skip
         finally:

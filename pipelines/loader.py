@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, from_numpy
-from torch.utils.data import IterableDataset
 
 from tsgdn2.forecaster import ForecasterConfig, QueryInputs
 from tsgdn2.patch import Windows
@@ -38,14 +37,13 @@ class Batch(NamedTuple):
     """False: these windows follow those of the batch before, lane by lane (carried state)."""
 
 
-class WindowSampler(IterableDataset[Batch]):
+class WindowSampler:
     """An endless stream of batches; two samplers with the same seed give the same batches."""
 
     def __init__(
         self, timelines: Timelines, config: ForecasterConfig, *, tokens: int, batch_size: int, batches: int, seed: int,
         carry: int = 1, until: Ints | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
         self.timelines, self.config = timelines, config
         self.tokens, self.batch_size, self.batches, self.carry = tokens, batch_size, batches, carry
         self.rng = np.random.default_rng(seed)

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import TYPE_CHECKING, SupportsFloat
 
-from tsgdn2.errors import ConfigError, SchemaError
+from tsgdn2.errors import ConfigError, SchemaError, TsgdnError
 from tsgdn2.pipelines.drain import drain
 from tsgdn2.pipelines.events import (
     COLUMN_TYPES,
@@ -281,5 +281,5 @@ class Run:
             self.tags({"tsgdn2.exception": f"{type(error).__name__}: {error}"[:2000]})
             self.text("".join(traceback.format_exception(kind, error, trace)), "traceback.txt")
             self.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        except OSError as trouble:  # a full disk must not hide why the job failed
+        except (OSError, TsgdnError) as trouble:  # a full disk must not hide why the job failed
             self._say(trouble)

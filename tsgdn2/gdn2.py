@@ -168,11 +168,13 @@ class GDN2Mixer(Mixer):
                 q[:, part], k[:, part], v[:, part], g[:, part], b[:, part], w[:, part], mask=m[:, part],
                 initial_state=memory,
             )  # fmt: skip
-            outputs.append(o)
             if (phase + (end - begin) // stride) == BOUND_EVERY:
                 reached = (commits.length * stride >= end)[:, None]
                 factor = torch.where(reached, bound_factor(memory, self.norm_max), 1.0)
                 memory = memory * factor[..., None, None]
+                if query_q is not None:  # the query after this commit reads the bounded state
+                    o = torch.cat([o[:, :-1], o[:, -1:] * factor[:, None, :, None]], 1)
+            outputs.append(o)
             begin, phase = end, 0
         o = torch.cat(outputs, 1)
         if both:

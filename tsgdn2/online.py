@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, Self
 
@@ -208,7 +208,7 @@ class OnlinePredictor:
         }  # fmt: skip
         if self.audit is not None:
             tensors |= {f"audit.{name}": t for name, t in self.audit.state_tensors().items()}
-            facts["audit"] = self.audit.config.to_json()
+            facts["audit"] = json.dumps(asdict(self.audit.config))
         checkpoint.write(Path(path), tensors, facts, kind=KIND, schema=SCHEMA)
 
     @classmethod
@@ -222,7 +222,7 @@ class OnlinePredictor:
             online = cls(
                 forecaster, Standards.from_json(facts["standards"]), channels=json.loads(facts["channels"]),
                 freq=facts["freq"], late="drop" if facts["late"] == "drop" else "raise",
-                audit=AuditConfig.from_json(facts["audit"]) if facts["audit"] else None,
+                audit=_audit_config(facts["audit"]),
             )  # fmt: skip
             names = json.loads(facts["streams"])
             online._slab.restore(tensors, len(names))
@@ -297,6 +297,13 @@ def _audit(config: AuditConfig | None, forecaster: Forecaster) -> OnlineAudit | 
         config, layers=cfg.layers, heads=cfg.heads, key_dim=cfg.key_dim, value_dim=cfg.value_dim,
         dtype=forecaster.dtype,
     )  # fmt: skip
+
+
+def _audit_config(text: str) -> AuditConfig | None:
+    if not text:
+        return None
+    raw = json.loads(text)
+    return AuditConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

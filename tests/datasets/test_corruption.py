@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+
 from tsgdn2.datasets.corruption import jittered_clock, missing_at_random, missing_blocks, outages
 from tsgdn2.datasets.errors import DataError
 from tsgdn2.datasets.frame import STREAM, TIME, normalise, validate

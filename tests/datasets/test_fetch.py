@@ -8,6 +8,7 @@ import threading
 import zipfile
 
 import pytest
+
 from tsgdn2.datasets.errors import ChecksumError, DataError, FetchError
 from tsgdn2.datasets.fetch import Source, locate, table, unpacked
 
@@ -168,7 +169,7 @@ def test_a_digest_of_ones_own_overrules(home, cache):
 @pytest.mark.parametrize("body", [b"<html>sign in</html>", zipped()[:-40]])
 def test_a_page_that_is_no_archive_is_never_pinned(home, cache, body):
     home.pages["/set.zip"] = (200, None, body)
-    with pytest.raises(DataError, match="did not send a zip file|damaged archive"):
+    with pytest.raises(DataError, match=r"did not send a zip file|damaged archive"):
         locate(source(home, "set.zip", sha256=None, name="set.zip"))
     assert left(cache) == []
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+
 from tsgdn2.datasets.errors import DataError, FrameError
 from tsgdn2.datasets.frame import STREAM, TIME, TIME_DTYPE, channels, normalise, validate
 

@@ -10,6 +10,7 @@ from gluonts.dataset.jsonl import JsonLinesFile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+
 from tsgdn2.datasets.errors import DataError, FrameError
 from tsgdn2.datasets.frame import STREAM, TIME, normalise
 from tsgdn2.datasets.gluon import entries, from_gluonts, to_file_dataset, to_list_dataset, to_pandas_dataset

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+
 from tsgdn2.datasets.errors import FrameError
 from tsgdn2.datasets.frame import STREAM, TIME, normalise, validate
 from tsgdn2.datasets.grid import pandas_freq, period_ns, regular

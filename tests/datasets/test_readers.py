@@ -5,6 +5,7 @@ import gzip
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+
 from tsgdn2.datasets.errors import DataError, FrameError
 from tsgdn2.datasets.frame import STREAM, TIME, normalise
 from tsgdn2.datasets.readers import Layout, read, read_arrow, read_csv, read_parquet
@@ -65,6 +66,13 @@ def test_words_for_missing_values_and_late_fractions_do_not_spoil_a_column(tmp_p
     assert frame["x"].to_list()[-3:] == [499.0, None, 0.5]
     with pytest.raises(FrameError, match=r"t\.csv: channel 'x' must hold numbers"):
         read_csv(path, Layout(name="a", unit="s"))
+
+
+def test_a_column_without_a_single_value_is_a_channel_that_is_missing_throughout(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("time,x,y\n1,,1\n2,,\n")
+    frame = read_csv(path, Layout(name="a", unit="s"))
+    assert frame.rows() == [("a", frame[TIME][0], None, 1.0), ("a", frame[TIME][1], None, None)]
 
 
 def test_repeated_stamps_follow_the_layout(tmp_path):

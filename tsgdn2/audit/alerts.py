@@ -1,14 +1,17 @@
 """When a memory needs a human: the limits of math.md 3, each with what to do about it.
 
+Each transition that enlarges a state has a singular value above 1. It is the growth that is judged, because almost every
+channel-wise erase has such a direction, and few states lie along it.
+
 An alert is a judgement of one head at one moment; it has no history of its own, so whoever shows it decides how often.
 
 | kind | fires when |
 |---|---|
 | occupancy | (tr C)^2 / tr C^2 > share of K: no free key direction is left |
-| crosstalk | (energy of S - P..P S_0, minus tr C_z) / tr C_z > limit: a read returns more of the others than of its own |
+| crosstalk | (energy of S - P..P S_0, minus tr C_z) / tr C_z > limit: reads return more of the others than their own |
 | half_life | the Kaplan-Meier half-life is below the horizon that the sensor needs |
 | never_forgets | mean age > share of the stream's length: it grows with t |
-| expansion | transitions alone (P_t, no write) have enlarged S beyond what they took since; then sigma_max(P_t) > 1 |
+| expansion | transitions alone (P_t, no write) have enlarged S more than they shrank it since |
 | ledger | the energy ledger leaves a residual, relative to energy of S and z: kernel and audit disagree |
 | non_finite | a NaN or an infinity came by |
 """

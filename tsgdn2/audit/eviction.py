@@ -34,7 +34,7 @@ _GONE = 1e-12
 
 
 class EvictionMatrix(NamedTuple):
-    """decay, erase [B,H,T,T]: energy that write i (third axis) lost at token j (last axis); retained [B,H,T] |r_i|^2."""
+    """decay, erase [B,H,T,T]: energy that write i (third axis) lost to token j (last); retained [B,H,T]: |r_i|^2."""
 
     decay: Tensor
     erase: Tensor
@@ -118,7 +118,7 @@ def eviction_events(
     SchemaError. Source: math.md 3.
     """
     check_shapes(k, e, g)
-    if not (0 < threshold < 1 and 0 <= hysteresis and threshold + hysteresis < 1):
+    if not (0 < threshold < 1 and hysteresis >= 0 and threshold + hysteresis < 1):
         raise ConfigError(
             f"threshold and threshold + hysteresis must lie in (0, 1), got {threshold} and {hysteresis}; "
             "the defaults are 0.1 and 0.05"
@@ -148,7 +148,8 @@ def kaplan_meier(duration: ArrayLike, evicted: ArrayLike) -> tuple[NDArray[np.fl
         )
     times, deaths = np.unique(d[x], return_counts=True)
     at_risk = d.size - np.searchsorted(np.sort(d), times, side="left")
-    return times, np.cumprod(1.0 - deaths / at_risk)
+    survival: NDArray[np.float64] = np.cumprod(1.0 - deaths / at_risk, dtype=np.float64)
+    return np.asarray(times, np.float64), survival
 
 
 def half_life(duration: ArrayLike, evicted: ArrayLike, *, level: float = 0.5) -> float:

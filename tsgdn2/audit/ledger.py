@@ -47,9 +47,7 @@ class EnergyLedger(NamedTuple):
 
 
 @torch.no_grad()
-def energy_ledger(
-    k: Tensor, e: Tensor, z: Tensor, g: Tensor, *, initial_state: Tensor | None = None
-) -> EnergyLedger:
+def energy_ledger(k: Tensor, e: Tensor, z: Tensor, g: Tensor, *, initial_state: Tensor | None = None) -> EnergyLedger:
     """Book every token of a window: k, e, g [B,T,H,K], z [B,T,H,V], initial_state [B,H,K,V] or None for zero.
 
     Returns [B,T,H] tensors in k's dtype, computed in float64. Raises SchemaError for shapes that do not fit.

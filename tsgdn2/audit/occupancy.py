@@ -2,9 +2,10 @@
 
 None of this needs a tracked write: it comes from K x K aggregates, so it describes a head, not an observation.
 
-    C     = sum_i r_i r_i^T            tr C: effective number of retained writes;  (tr C)^2 / tr C^2 <= K: key directions
+    C     = sum_i r_i r_i^T            tr C: retained writes, effectively;  (tr C)^2 / tr C^2 <= K: key directions
     age   = sum_i (t - i) |r_i|^2 / tr C
-    C_z   = sum_i |z_i|^2 r_i r_i^T    signal tr C_z;  crosstalk |S - P..P S_0|^2 - tr C_z = sum_{i != j} (r_i.r_j)(z_i.z_j)
+    C_z   = sum_i |z_i|^2 r_i r_i^T    signal tr C_z
+    crosstalk = |S - P..P S_0|^2 - tr C_z = sum_{i != j} (r_i.r_j)(z_i.z_j)
     S^T k_i = (r_i.k_i) z_i + crosstalk_i                                          read-back, math.md 3
 
 Cohorts are a partition of the writes; each has its shadow state, and with what is left of S_0 they sum to S.
@@ -40,9 +41,7 @@ class ReadBack(NamedTuple):
 
 
 @torch.no_grad()
-def occupancy(
-    k: Tensor, e: Tensor, z: Tensor, g: Tensor, *, times: Sequence[int] | None = None
-) -> Occupancy:
+def occupancy(k: Tensor, e: Tensor, z: Tensor, g: Tensor, *, times: Sequence[int] | None = None) -> Occupancy:
     """Measure a window just after each token of `times` (increasing; default: the last token only).
 
     k, e, g [B,T,H,K], z [B,T,H,V]. Only writes of the window count; a state carried in is neither signal nor

@@ -28,14 +28,14 @@ from tsgdn2.audit.alerts import AlertLimits
 from tsgdn2.audit.readings import SlotReadings, cohort_residual, slot_readings
 from tsgdn2.audit.slab import FLOATS, SUMS, AuditConfig, Slab
 from tsgdn2.audit.tracking import Eviction, admit, events_from_tensors, events_to_tensors, fallen, pin, unpin
-from tsgdn2.audit.transition import book, bound, right_side
+from tsgdn2.audit.transition import Workspace, add_age, book, bound, left_side, right_side
 from tsgdn2.errors import SchemaError
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 _DECAY, _ERASE, _BEST = (FLOATS.index(name) for name in ("decay", "erase", "best"))
 _EVICTOR, _EVICTOR_TIME = 2, 3
-_BROKEN = SUMS.index("broken")
+_BROKEN, _SCALE, _ENERGY = (SUMS.index(name) for name in ("broken", "scale", "energy"))
 
 
 class OnlineAudit:
@@ -55,9 +55,11 @@ class OnlineAudit:
         picked = self._slab.heads
         together = picked == tuple(range(picked[0], picked[-1] + 1))
         self._heads: slice | list[int] = slice(picked[0], picked[-1] + 1) if together else list(picked)
-        self._shapes = {"before": (heads, key_dim, value_dim), "z": (heads, value_dim), "time": (), "cohort": ()}
+        self._shapes = {"before": (heads, key_dim, value_dim), "z": (heads, value_dim), "time": ()}
         self._shapes |= {name: (heads, key_dim) for name in "keg"}
         self._queue: deque[Eviction] = deque(maxlen=config.events)
+        self._work: dict[int, Workspace] = {}
+        self._waiting = False
         self.dropped = 0
         """Evictions that were never drained, because the queue was full."""
 
@@ -104,84 +106,93 @@ class OnlineAudit:
         """
         if layer not in self._place or not len(slots):
             return []
-        at, groups = slots.numpy(), cohort.numpy()
-        given = {"before": before, "k": k, "e": e, "z": z, "g": g, "time": time, "cohort": cohort}
-        for name, value in given.items():
-            if tuple(value.shape) != (len(at), *self._shapes[name]):
-                raise SchemaError(f"{name} must be {(len(at), *self._shapes[name])}, got {tuple(value.shape)}")
-        if factor is not None and tuple(factor.shape) != tuple(k.shape[:2]):
+        at, groups, n = slots.tolist(), cohort.tolist(), len(slots)
+        given = (("before", before), ("k", k), ("e", e), ("g", g), ("z", z), ("time", time))
+        for name, value in given:
+            if value.shape != (n, *self._shapes[name]):
+                raise SchemaError(f"{name} must be {(n, *self._shapes[name])}, got {tuple(value.shape)}")
+        if factor is not None and factor.shape != k.shape[:2]:
             raise SchemaError(f"factor must be {tuple(k.shape[:2])} or None, got {tuple(factor.shape)}")
-        if at.min() < 0 or at.max() >= self.slots:
-            raise SchemaError(f"slots must be in 0..{self.slots - 1}, got {at.tolist()}; call allocate() first")
-        if groups.min() < 0 or groups.max() >= len(self.config.cohorts):
-            raise SchemaError(f"cohort must index {self.config.cohorts}, got {groups.tolist()}")
+        if min(at) < 0 or max(at) >= self.slots:
+            raise SchemaError(f"slots must be in 0..{self.slots - 1}, got {at}; call allocate() first")
+        if len(groups) != n or min(groups) < 0 or max(groups) >= len(self.config.cohorts):
+            raise SchemaError(f"cohort must hold {n} indices of {self.config.cohorts}, got {groups}")
         with np.errstate(all="ignore"):  # a NaN is counted and reported as an alert, not warned about
-            found = self._advance(layer, at, before, k, e, z, g, factor, time.numpy(), groups)
+            found = self._advance(layer, at, before, k, e, z, g, factor, time.numpy(), cohort.numpy())
         self.dropped += max(0, len(self._queue) + len(found) - self.config.events)
         self._queue.extend(found)
         return found
 
     def _advance(
-        self, layer: int, at: Ints, before: Tensor, k: Tensor, e: Tensor, z: Tensor, g: Tensor,
+        self, layer: int, at: list[int], before: Tensor, k: Tensor, e: Tensor, z: Tensor, g: Tensor,
         factor: Tensor | None, time: Ints, cohort: Ints,
     ) -> list[Eviction]:  # fmt: skip
         slab, config, place, n = self._slab, self.config, self._place[layer], len(at)
-        A, N = len(slab.heads), config.tracked
+        A, N, V = len(slab.heads), config.tracked, slab.value_dim
+        B = n * A
         # Neighbouring slots are updated in place; others are copied out and back. The arithmetic is the same.
-        run = bool(at[-1] - at[0] == n - 1 and (n == 1 or (at[1:] - at[:-1] == 1).all()))
-        rows = slice(int(at[0]), int(at[-1]) + 1) if run else at
-        arrays = tuple(array[place] for array in (slab.shadow, slab.ints, slab.floats, slab.sums, slab.clock))
+        run = at == list(range(at[0], at[0] + n))
+        rows = slice(at[0], at[0] + n) if run else at
+        arrays = (slab.shadow[place], slab.ints[place], slab.floats[place], slab.sums[place], slab.clock[place])
         copies = tuple(array[rows] for array in arrays)
-        X, ints, floats, sums = (copy.reshape(n * A, *copy.shape[2:]) for copy in copies[:4])
+        X, ints, floats, sums = (copy.reshape(B, *copy.shape[2:]) for copy in copies[:4])
         clock: Ints = copies[4]
-        k_, e_, g_, z_ = (self._rows(t, n * A) for t in (k, e, g, z))
-        S = self._rows(before, n * A).reshape(n * A, slab.key_dim, slab.value_dim)
+        work = self._work.get(B)
+        if work is None:
+            work = self._work[B] = Workspace(B, slab)
+        k_, e_, g_, z_ = (self._rows(t).reshape(B, -1) for t in (k, e, g, z))
+        S = self._rows(before).reshape(B, slab.key_dim, V)
         first_n = clock[:, 0] == 0
-        first = np.repeat(first_n, A)
-        if first.any():
+        if first_n.any():
+            first = first_n.repeat(A)
             X[first, :, slab.initial] = S[first]
+            sums[first, _SCALE] = np.inf  # there is no prediction to compare with
             clock[first_n, 1] = clock[first_n, 2] = time[first_n]
         if config.ledger:
             X[:, :, slab.state] = S
-        elapsed = np.repeat(time - clock[:, 2], A).astype(X.dtype)
-        X[:, :, slab.aged] += elapsed[:, None, None] * X[:, :, slab.C]
+        add_age(X, slab, (time - clock[:, 2]).repeat(A).astype(X.dtype), work)
 
-        weight, ek = np.ones_like(X[:, :2, : slab.key_dim]), np.stack([e_, k_], 1)
+        weight, pair, end = work.weight, work.pair, slab.state.stop
+        pair[:, 0], pair[:, 1] = e_, k_
         np.negative(np.expm1(2 * g_), out=weight[:, 1])
         alpha, size, value = np.exp(g_), (k_ * k_).sum(-1, keepdims=True), (z_ * z_).sum(-1)
-        energy = np.matmul(weight, np.square(X[:, :, :N]))
-        X *= alpha[:, :, None]
-        moved = np.matmul(ek, X)
+        energies = np.matmul(weight, np.square(X[:, :, :end]))
+        energy, decay = energies[:, 0], energies[:, 1]
+        torch.from_numpy(X).mul_(torch.from_numpy(alpha)[:, :, None])
+        moved = np.matmul(pair, X)
         u, p = moved[:, 0], moved[:, 1]
-        erase = (2 * p[:, :N] - size * u[:, :N]) * u[:, :N]
+        erase = (2 * p[:, :end] - size * u[:, :end]) * u[:, :end]
         if config.ledger:
-            book(sums, weight, S, u[:, slab.state], p[:, slab.state], z_, size, value, first)
-            u[:, slab.state] -= z_
-        u[:, slab.cohorts].reshape(n * A, -1, slab.value_dim)[np.arange(n * A), np.repeat(cohort, A)] -= z_
-        X -= k_[:, :, None] * u[:, None, :]
-        right_side(X, slab, alpha, e_, k_, value)
+            book(sums, energy[:, N:], decay[:, N:], erase[:, N:], u[:, N:end], p[:, N:end], z_, size, value)
+            u[:, N:end] -= z_
+        u[:, slab.cohorts].reshape(B, -1, V)[work.row, cohort.repeat(A)] -= z_
+        left_side(X, k_, u, work)
+        right_side(X, slab, alpha, e_, k_, value, work)
 
-        kept = energy[:, 0] - energy[:, 1] - erase
-        time_, writes = np.repeat(time, A), clock[:, 0]
-        floats[:, _DECAY] += energy[:, 1]
+        energy, decay, erase = energy[:, :N], decay[:, :N], erase[:, :N]
+        kept, time_ = energy - decay - erase, time.repeat(A)
+        floats[:, _DECAY] += decay
         floats[:, _ERASE] += erase
         best = erase > floats[:, _BEST]
-        np.copyto(floats[:, _BEST], erase, where=best)
-        np.copyto(ints[:, _EVICTOR], np.repeat(writes, A)[:, None], where=best)
-        np.copyto(ints[:, _EVICTOR_TIME], time_[:, None], where=best)
-        f = None if factor is None else self._rows(factor, n * A)[:, 0]
-        if f is not None:
-            f = f if bool((f != 1).any()) else None
+        if best.any():
+            np.copyto(floats[:, _BEST], erase, where=best)
+            np.copyto(ints[:, _EVICTOR], clock[:, 0].repeat(A)[:, None], where=best)
+            np.copyto(ints[:, _EVICTOR_TIME], time_[:, None], where=best)
+        f = None if factor is None else self._rows(factor).reshape(B)
+        if f is not None and not (f != 1).any():
+            f = None
         if f is not None:
             kept = bound(X, slab, sums, floats, kept, f)
         found = fallen(ints, floats, kept, config, layer, slab.heads, at, time_)
-        admit(X, ints, floats, config, writes, clock[:, 3:], k_, size[:, 0], value, time_, f)
-        sums[:, _BROKEN] += ~np.isfinite(X[:, :, slab.cohorts].sum((1, 2)))
+        admit(X, ints, floats, config, clock, k_, size[:, 0], value, time_, f, self._waiting, work)
+        sums[:, _BROKEN] += ~np.isfinite(sums[:, _ENERGY] if config.ledger else moved.sum((1, 2)))
         clock[:, 0] += 1
         clock[:, 2] = time
         if not run:
             for array, copy in zip(arrays, copies, strict=True):
                 array[at] = copy
+        if self._waiting:
+            self._waiting = slab.waiting
         return found
 
     def pin(self, slot: int, write_id: int | Literal["next"]) -> int:
@@ -190,7 +201,9 @@ class OnlineAudit:
         Raises StreamError if it is no longer tracked, or if all pinned places are taken.
         """
         self._slab.check_slot(slot)
-        return pin(self._slab, self.config, slot, None if write_id == "next" else write_id)
+        write = pin(self._slab, self.config, slot, None if write_id == "next" else write_id)
+        self._waiting = self._slab.waiting
+        return write
 
     def unpin(self, slot: int, write_id: int) -> None:
         """Free the place of a pinned write. Raises StreamError if it is not pinned."""
@@ -203,7 +216,7 @@ class OnlineAudit:
         return slot_readings(self._slab, self.config, slot, limits or AlertLimits())
 
     def check(self, slot: int, state: Tensor) -> float:
-        """Return |sum of cohorts - state| / |state|, the worst of the pairs; state [len(pairs),K,V], order of `pairs`."""
+        """Return |sum of cohorts - state| / |state|, the worst pair's; state [len(pairs),K,V], in `pairs` order."""
         self._slab.check_slot(slot)
         wanted = (len(self.pairs), self._slab.key_dim, self._slab.value_dim)
         if tuple(state.shape) != wanted:
@@ -226,9 +239,12 @@ class OnlineAudit:
         """Replace everything by what `state_tensors` gave. Raises CheckpointError, with nothing changed."""
         queued = events_from_tensors(tensors)
         self._slab.load_state_tensors(tensors)
+        self._waiting = self._slab.waiting
         self._queue = deque(queued, maxlen=self.config.events)
         self.dropped = int(tensors["dropped"])
 
-    def _rows(self, t: Tensor, rows: int) -> Array:
-        picked: Array = t.detach().to("cpu", self._slab.dtype).numpy()[:, self._heads].reshape(rows, -1)
+    def _rows(self, t: Tensor) -> Array:
+        if t.dtype != self._slab.dtype or t.requires_grad or not t.is_cpu:
+            t = t.detach().to("cpu", self._slab.dtype)
+        picked: Array = t.numpy()[:, self._heads]
         return picked

@@ -53,7 +53,8 @@ class HeadReadings:
     retained: tr C, effective number of retained writes; directions: (tr C)^2 / tr C^2, at most K; mean_age and
     half_life: token time (inf: more than half survive); signal and crosstalk: energies; ledger: sums per cause since
     the slot was reset, `bound` being the part of decay that the norm bound took, empty when the ledger is off;
-    energy: |S|^2; residual: the ledger's worst; gain: the largest |P S| / |S| of a token; cohorts: |shadow|^2 by name,
+    energy: |S|^2; residual: the ledger's worst; swell: the factor by which transitions alone have enlarged the
+    state beyond what they took since, 1 or more; cohorts: |shadow|^2 by name,
     and "initial" for what the state held when the audit began.
     """
 
@@ -68,7 +69,7 @@ class HeadReadings:
     energy: float
     ledger: dict[str, float]
     residual: float
-    gain: float
+    swell: float
     cohorts: dict[str, float]
     tracked: TrackedWrites
 
@@ -140,7 +141,7 @@ def _head(slab: Slab, config: AuditConfig, place: int, slot: int, a: int, last: 
         energy=float((groups.sum(0) ** 2).sum()),
         ledger={name: sums[name] for name in LEDGER} if config.ledger else {},
         residual=sums["residual"],
-        gain=math.exp(min(sums["gain"], 700.0)),
+        swell=math.exp(min(sums["swell"], 700.0)),
         cohorts=dict(zip((*config.cohorts, "initial"), (groups**2).sum((1, 2)).tolist(), strict=True)),
         tracked=tracked,
     )

@@ -76,7 +76,8 @@ def largest_gain(k: Tensor, e: Tensor, g: Tensor) -> Tensor:
     alpha = g.double().exp()
     eye = torch.eye(k.shape[-1], dtype=torch.float64, device=k.device)
     P = (eye - k.double()[..., :, None] * e.double()[..., None, :]) * alpha[..., None, :]
-    return torch.linalg.matrix_norm(P, ord=2).to(k.dtype)
+    gain: Tensor = torch.linalg.svdvals(P)[..., 0]
+    return gain.to(k.dtype)
 
 
 def chunk_sweep(k: Tensor, e: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -115,10 +116,9 @@ def segments(k: Tensor, e: Tensor, g: Tensor, times: Sequence[int]) -> Iterator[
 
 def in_chunks(t_BHTX: Tensor) -> Tensor:
     """[B,H,T,X] -> [B,H,N,C,X] with C about sqrt(T), padded at the end with zeros (a token that does nothing)."""
-    tokens = t_BHTX.shape[2]
+    B, H, tokens, X = t_BHTX.shape
     size = max(1, math.isqrt(tokens))
-    padded = torch.nn.functional.pad(t_BHTX, (0, 0, 0, -tokens % size))
-    return padded.unflatten(2, (-1, size))
+    return torch.nn.functional.pad(t_BHTX, (0, 0, 0, -tokens % size)).reshape(B, H, -1, size, X)
 
 
 def heads_first(t_BTHX: Tensor) -> Tensor:

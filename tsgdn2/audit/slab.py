@@ -2,22 +2,24 @@
 
 Its size is fixed by the configuration and the number of slots; nothing in it grows with the length of a stream.
 
-Legend: L sampled layers, S slots, A sampled heads, K key, V value, N tracked writes (ring, then reservoir, then pinned),
-G cohorts and one more for what the state held when the audit began.
+Legend: L sampled layers, S slots, A sampled heads, K key, V value, N tracked writes (ring, reservoir, pinned, in this
+order), G cohorts and one more for what the state held when the audit began.
 
 | array | shape | dtype | holds |
 |---|---|---|---|
-| shadow | [L,S,A,K,M] | the state's | columns: N retained keys; (G+1) V cohort states; V predicted state; C, aged C, C_z, K each |
+| shadow | [L,S,A,K,M] | state's | columns: N retained keys; V state; (G+1) V cohort states; C, aged C, C_z, K each |
 | ints | [L,S,A,6,N] | int64 | INTS: write, birth, evictor, evictor_time, evicted_at, status of each tracked write |
-| floats | [L,S,A,5,N] | float64 | FLOATS: key, value, decay, erase, best of each tracked write |
-| sums | [L,S,A,11] | float64 | SUMS: the ledger so far |
-| clock | [L,S,3+pinned] | int64 | writes so far, first and last token time, write ids that wait for a pin |
+| floats | [L,S,A,7,N] | float64 | FLOATS: energies of each tracked write; energy below `low` or above `high` is news |
+| sums | [L,S,A,10] | float64 | SUMS: the ledger so far |
+| clock | [L,S,4+pinned] | int64 | writes so far, first and last time, next write for the reservoir, writes to pin |
 
 A field of one row is all that a row's update reads and writes, so no row can depend on its neighbours.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,10 +31,11 @@ from torch import Tensor
 from tsgdn2.errors import CheckpointError, ConfigError, SchemaError
 
 INTS = ("write", "birth", "evictor", "evictor_time", "evicted_at", "status")
-FLOATS = ("key", "value", "decay", "erase", "best")
-SUMS = ("energy", "scale", "decay", "bound", "erase", "write", "interaction", "residual", "swell", "gain", "broken")
+FLOATS = ("key", "value", "decay", "erase", "best", "low", "high")
+SUMS = ("energy", "scale", "decay", "bound", "erase", "write", "interaction", "residual", "swell", "broken")
 ALIVE, EVICTED = 1, 2
 NEVER = int(np.iinfo(np.int64).min)
+WAITING = 4
 AUDIT_SCHEMA = 1
 _ARRAYS = ("shadow", "ints", "floats", "sums", "clock")
 
@@ -106,6 +109,9 @@ def _indices(name: str, chosen: tuple[int, ...] | str, size: int) -> tuple[int, 
 class Slab:
     """Arrays of all slots; private to the audit, changed in place."""
 
+    empty_ints = (-1, 0, -1, 0, NEVER, 0)
+    empty_floats = (0.0, 0.0, 0.0, 0.0, 0.0, -math.inf, math.inf)
+
     def __init__(
         self, config: AuditConfig, *, layers: int, heads: int, key_dim: int, value_dim: int, dtype: torch.dtype
     ) -> None:
@@ -115,9 +121,9 @@ class Slab:
         self.heads = config.sampled_heads(heads)
         self.dtype, self.key_dim, self.value_dim = dtype, key_dim, value_dim
         tracked, states = config.tracked, len(config.cohorts) + 1
-        edges = np.cumsum([0, tracked, states * value_dim, value_dim * config.ledger, key_dim, key_dim, key_dim])
-        self.writes, self.cohorts, self.state, self.C, self.aged, self.weighted = (
-            slice(int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)
+        edges = np.cumsum([0, tracked, value_dim * config.ledger, states * value_dim, key_dim, key_dim, key_dim])
+        self.writes, self.state, self.cohorts, self.C, self.aged, self.weighted = (
+            slice(int(a), int(b)) for a, b in itertools.pairwise(edges)
         )
         self.initial = slice(self.cohorts.stop - value_dim, self.cohorts.stop)
         count, sampled = len(self.layers), len(self.heads)
@@ -125,12 +131,17 @@ class Slab:
         self.ints = np.zeros((count, 0, sampled, len(INTS), tracked), np.int64)
         self.floats = np.zeros((count, 0, sampled, len(FLOATS), tracked), np.float64)
         self.sums = np.zeros((count, 0, sampled, len(SUMS)), np.float64)
-        self.clock = np.zeros((count, 0, 3 + config.pinned), np.int64)
+        self.clock = np.zeros((count, 0, WAITING + config.pinned), np.int64)
 
     @property
     def slots(self) -> int:
         """How many slots there are."""
         return int(self.clock.shape[1])
+
+    @property
+    def waiting(self) -> bool:
+        """Whether any slot waits for a write to pin."""
+        return bool((self.clock[:, :, WAITING:] >= 0).any())
 
     @property
     def nbytes(self) -> int:
@@ -151,8 +162,9 @@ class Slab:
         """Forget everything about some slots."""
         for name in _ARRAYS:
             self._array(name)[:, slots] = 0
-        self.ints[:, slots] = np.array([-1, 0, -1, 0, NEVER, 0])[:, None]
-        self.clock[:, slots, 3:] = -1
+        self.ints[:, slots] = np.array(self.empty_ints)[:, None]
+        self.floats[:, slots] = np.array(self.empty_floats)[:, None]
+        self.clock[:, slots, WAITING:] = -1
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return copies of all arrays, by name."""

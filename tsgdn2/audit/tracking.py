@@ -19,14 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tsgdn2.audit.eviction import CAUSES
-from tsgdn2.audit.slab import ALIVE, EVICTED, FLOATS, INTS, NEVER, AuditConfig, Slab
-from tsgdn2.errors import SchemaError, StreamError
+from tsgdn2.audit.slab import ALIVE, EVICTED, FLOATS, INTS, NEVER, WAITING, AuditConfig, Slab
+from tsgdn2.audit.transition import Workspace
+from tsgdn2.errors import CheckpointError, StreamError
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
 PLACES = ("ring", "reservoir", "pinned")
+NEXT = WAITING - 1
 WRITE, BIRTH, EVICTOR, EVICTOR_TIME, EVICTED_AT, STATUS = range(len(INTS))
-KEY, VALUE, DECAY, ERASE, BEST = range(len(FLOATS))
+KEY, VALUE, DECAY, ERASE, BEST, LOW, HIGH = range(len(FLOATS))
 
 
 @dataclass(frozen=True)
@@ -54,19 +56,21 @@ class Eviction:
 
 
 def fallen(
-    ints: Ints, floats: Array, kept: Array, config: AuditConfig, layer: int, heads: tuple[int, ...], slots: Ints,
+    ints: Ints, floats: Array, kept: Array, config: AuditConfig, layer: int, heads: tuple[int, ...], slots: list[int],
     time: Ints,
 ) -> list[Eviction]:  # fmt: skip
     """Mark the writes that fell or came back at this token, and describe those that fell. Arrays as in slab.py, [B,..].
 
     A pinned write that also has a place in the ring or the reservoir is reported once, as pinned.
     """
-    status, key = ints[:, STATUS], floats[:, KEY]
-    low = (status == ALIVE) & (kept < config.threshold**2 * key)
-    back = (status == EVICTED) & (kept > (config.threshold + config.hysteresis) ** 2 * key)
+    low, back = kept < floats[:, LOW], kept > floats[:, HIGH]
     if not (low.any() or back.any()):
         return []
+    status, key = ints[:, STATUS], floats[:, KEY]
     status[low], status[back] = EVICTED, ALIVE
+    floats[:, LOW][low], floats[:, HIGH][back] = -np.inf, np.inf
+    np.copyto(floats[:, HIGH], (config.threshold + config.hysteresis) ** 2 * key, where=low)
+    np.copyto(floats[:, LOW], config.threshold**2 * key, where=back)
     np.copyto(ints[:, EVICTED_AT], time[:, None], where=low & (ints[:, EVICTED_AT] == NEVER))
     found, pins = [], config.ring + config.reservoir
     for b, column in zip(*(index.tolist() for index in low.nonzero()), strict=True):
@@ -88,40 +92,55 @@ def fallen(
 
 
 def admit(
-    X: Array, ints: Ints, floats: Array, config: AuditConfig, writes: Ints, waiting: Ints,
-    key: Array, key_energy: Array, value_energy: Array, time: Ints, factor: Array | None,
+    X: Array, ints: Ints, floats: Array, config: AuditConfig, clock: Ints, key: Array, key_energy: Array,
+    value_energy: Array, time: Ints, factor: Array | None, waiting: bool, work: Workspace,
 ) -> None:  # fmt: skip
     """Give the new write of every row its place in the ring, the write that had it a chance in the reservoir.
 
-    writes [n] is the new write's id, waiting [n,pinned] the ids that wait for a pin; the rest [B,..], B = n heads.
+    clock [n,..] as in slab.py, the rest [B,..], B = n heads; waiting: whether any slot waits for a write to pin.
     """
-    heads = len(X) // len(writes)
-    row, place = np.arange(len(X)), np.repeat(writes % config.ring, heads)
-    leaver = writes - config.ring
-    if config.reservoir and int(leaver.max()) >= 0:
-        seat = leaver
-        if int(leaver.max()) >= config.reservoir:
-            drawn = (draw(config.seed, leaver) % (np.maximum(leaver, 0) + 1).astype(np.uint64)).astype(np.int64)
-            seat = np.where(leaver >= config.reservoir, drawn, leaver)
-        moves = (leaver >= 0) & (seat < config.reservoir)
+    writes = clock[:, 0]
+    heads, row = len(X) // len(writes), work.row
+    place = np.repeat(writes % config.ring, heads) if heads > 1 else writes % config.ring
+    if config.reservoir:
+        leaver = writes - config.ring
+        moves = leaver == clock[:, NEXT]
         if moves.any():
-            m = np.repeat(moves, heads).nonzero()[0]
-            _copy(X, ints, floats, m, place[m], config.ring + np.repeat(seat, heads)[m])
-    kept = 1.0 if factor is None else factor
-    X[row, :, place] = key if factor is None else key * factor[:, None]
-    ints[row, :, place] = (-1, 0, -1, 0, NEVER, ALIVE)
-    ints[row, WRITE, place], ints[row, BIRTH, place] = np.repeat(writes, heads), time
-    floats[row, :, place] = 0.0
-    floats[row, KEY, place], floats[row, VALUE, place] = key_energy, np.sqrt(value_energy)
-    if factor is not None:
-        floats[row, DECAY, place] = (1.0 - kept * kept) * key_energy
-    if config.pinned:
-        wanted = waiting == writes[:, None]
-        if wanted.any():
-            n, p = wanted.nonzero()
+            n = moves.nonzero()[0]
             b = (n[:, None] * heads + np.arange(heads)).ravel()
-            _copy(X, ints, floats, b, place[b], config.ring + config.reservoir + np.repeat(p, heads))
-            waiting[wanted] = -1
+            seats = np.repeat(seat(config, leaver[n]), heads)
+            _copy(X, ints, floats, b, place[b], config.ring + seats)
+            clock[n, NEXT] = [next_move(config, int(gone)) for gone in leaver[n]]
+    born_i, born_f = work.born_ints, work.born_floats
+    born_i[:, WRITE], born_i[:, BIRTH] = np.repeat(writes, heads), time
+    born_i[:, STATUS] = ALIVE
+    born_f[:, KEY], born_f[:, VALUE], born_f[:, HIGH] = key_energy, np.sqrt(value_energy), np.inf
+    np.multiply(born_f[:, KEY], config.threshold**2, out=born_f[:, LOW])
+    born_f[:, DECAY] = 0.0 if factor is None else (1.0 - factor.astype(np.float64) ** 2) * key_energy
+    X[row, :, place] = key if factor is None else key * factor[:, None]
+    ints[row, :, place], floats[row, :, place] = born_i, born_f
+    if waiting:
+        n, p = (clock[:, WAITING:] == writes[:, None]).nonzero()
+        b = (n[:, None] * heads + np.arange(heads)).ravel()
+        _copy(X, ints, floats, b, place[b], config.ring + config.reservoir + np.repeat(p, heads))
+        clock[n, WAITING + p] = -1
+
+
+def seat(config: AuditConfig, leaver: Ints) -> Ints:
+    """Return the reservoir seat of each write id that leaves the ring; reservoir or more: it gets none."""
+    drawn = (draw(config.seed, leaver) % (leaver + 1).astype(np.uint64)).astype(np.int64)
+    return np.where(leaver < config.reservoir, leaver, drawn)
+
+
+def next_move(config: AuditConfig, leaver: int) -> int:
+    """Return the next write id after `leaver` that gets a seat; a search in blocks, about leaver / reservoir long."""
+    begin = leaver + 1
+    while True:
+        ids = np.arange(begin, begin + 256)
+        taken = np.flatnonzero(seat(config, ids) < config.reservoir)
+        if taken.size:
+            return int(ids[taken[0]])
+        begin += 256
 
 
 def draw(seed: int, counter: Ints) -> NDArray[np.uint64]:
@@ -137,7 +156,7 @@ def pin(slab: Slab, config: AuditConfig, slot: int, write: int | None) -> int:
     clock = slab.clock[:, slot]
     wanted = int(clock[0, 0]) if write is None else int(write)
     pins = config.ring + config.reservoir
-    held, waiting = slab.ints[0, slot, 0, WRITE], clock[0, 3:]
+    held, waiting = slab.ints[0, slot, 0, WRITE], clock[0, WAITING:]
     if wanted in held[pins:] or wanted in waiting:
         return wanted
     free = np.flatnonzero((held[pins:] == -1) & (waiting == -1))
@@ -147,7 +166,7 @@ def pin(slab: Slab, config: AuditConfig, slot: int, write: int | None) -> int:
             "unpin one, or raise AuditConfig.pinned"
         )
     if wanted >= int(clock[0, 0]):
-        clock[:, 3 + free[0]] = wanted
+        clock[:, WAITING + free[0]] = wanted
         return wanted
     found = np.flatnonzero(held[:pins] == wanted)
     if wanted < 0 or not found.size:
@@ -163,14 +182,14 @@ def pin(slab: Slab, config: AuditConfig, slot: int, write: int | None) -> int:
 def unpin(slab: Slab, config: AuditConfig, slot: int, write: int) -> None:
     """Free a pinned place. Raises StreamError if the write is not pinned."""
     pins = config.ring + config.reservoir
-    held, waiting = slab.ints[0, slot, 0, WRITE, pins:], slab.clock[0, slot, 3:]
+    held, waiting = slab.ints[0, slot, 0, WRITE, pins:], slab.clock[0, slot, WAITING:]
     found = np.flatnonzero((held == write) | (waiting == write))
     if write < 0 or not found.size:
         raise StreamError(f"unpin: write {write} of slot {slot} is not pinned; pinned are {[*held, *waiting]}")
     column = pins + int(found[0])
-    slab.clock[:, slot, 3 + found[0]] = -1
-    slab.shadow[:, slot, ..., column], slab.floats[:, slot, ..., column] = 0, 0
-    slab.ints[:, slot, ..., column] = (-1, 0, -1, 0, NEVER, 0)
+    slab.clock[:, slot, WAITING + found[0]] = -1
+    slab.shadow[:, slot, ..., column] = 0
+    slab.ints[:, slot, ..., column], slab.floats[:, slot, ..., column] = slab.empty_ints, slab.empty_floats
 
 
 def events_to_tensors(events: Iterable[Eviction]) -> dict[str, Tensor]:
@@ -184,12 +203,12 @@ def events_to_tensors(events: Iterable[Eviction]) -> dict[str, Tensor]:
 
 
 def events_from_tensors(tensors: dict[str, Tensor]) -> list[Eviction]:
-    """Undo `events_to_tensors`. Raises SchemaError."""
+    """Undo `events_to_tensors`. Raises CheckpointError."""
     ints, floats = tensors.get("event_ints"), tensors.get("event_floats")
     if ints is None or floats is None or ints.shape[1:] != (10,) or floats.shape != (len(ints), 4):
-        raise SchemaError("event_ints [E,10] and event_floats [E,4] must be in the audit's state; save it again")
+        raise CheckpointError("event_ints [E,10] and event_floats [E,4] must be in the audit's state; save it again")
     return [
-        Eviction(*i[:6], CAUSES[i[6]], PLACES[i[7]], *i[8:], *f)
+        Eviction(i[0], i[1], i[2], i[3], i[4], i[5], CAUSES[i[6]], PLACES[i[7]], i[8], i[9], f[0], f[1], f[2], f[3])
         for i, f in zip(ints.tolist(), floats.tolist(), strict=True)
     ]
 

@@ -1,0 +1,112 @@
+"""What the arguments of the public functions must be; whatever is not raises ValueError naming the argument.
+
+Shapes, dtypes, devices, offsets and slots are checked on every call. Values of large tensors (gates and mask in [0,1],
+g <= 0, unit keys) are not: that would read every tensor once more on the hot path.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Float64 for float64 inputs, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_tensor(
+    name: str,
+    x: object,
+    letters: str,
+    shape: Sequence[int],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+) -> None:
+    """Raise ValueError unless x is a tensor of this shape (`letters` names its axes), of a listed dtype, on device."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name} must be a tensor [{letters}]; got {type(x).__name__}")
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape [{letters}] = {tuple(shape)}; got {tuple(x.shape)}")
+    if x.dtype not in dtypes:
+        allowed = ", ".join(str(dtype) for dtype in dtypes)
+        raise ValueError(f"{name} must have dtype {allowed}; got {x.dtype}; convert it with .to()")
+    if x.device != device:
+        raise ValueError(f"{name} must be on {device}, where q is; got {x.device}; move it with .to()")
+
+
+def check_inputs(rank: str, tensors: dict[str, object]) -> None:
+    """Check the token tensors of a scan (rank "BTH") or of a step (rank "NH"); the first of them is q.
+
+    q fixes the leading sizes, K, device and dtype; v or z fixes V. Every tensor has q's dtype, but g may be float32
+    beside half-precision inputs.
+    """
+    q = tensors["q"]
+    letters = ",".join(rank)
+    if not isinstance(q, Tensor) or q.ndim != len(rank) + 1:
+        came = tuple(q.shape) if isinstance(q, Tensor) else type(q).__name__
+        raise ValueError(f"q must be a tensor of {len(rank) + 1} axes [{letters},K]; got {came}")
+    if q.dtype not in FLOATS:
+        raise ValueError(f"q must have dtype {', '.join(str(d) for d in FLOATS)}; got {q.dtype}; convert it with .to()")
+    if any(size == 0 for axis, size in zip((*rank, "K"), q.shape, strict=True) if axis not in "TN"):
+        raise ValueError(f"q must have at least one element on each axis of [{letters},K] but T; got {tuple(q.shape)}")
+    lead = tuple(q.shape[:-1])
+    for name, x in tensors.items():
+        value_side = name in ("v", "w", "z")
+        axis, size = "K", q.shape[-1]
+        if value_side:
+            committed = tensors["z" if "z" in tensors else "v"]
+            if not isinstance(committed, Tensor) or committed.ndim != q.ndim or committed.shape[-1] == 0:
+                check_tensor("z" if "z" in tensors else "v", committed, f"{letters},V", (*lead, 1), (q.dtype,), q.device)
+            assert isinstance(committed, Tensor)
+            axis, size = "V", committed.shape[-1]
+        dtypes = (q.dtype, state_dtype(q.dtype)) if name == "g" else (q.dtype,)
+        check_tensor(name, x, f"{letters},{axis}", (*lead, size), tuple(dict.fromkeys(dtypes)), q.device)
+
+
+def check_mask(mask: object, letters: str, q: Tensor) -> None:
+    """Raise ValueError unless mask is None, or one weight per token of q: any float dtype, or bool."""
+    if mask is not None:
+        check_tensor("mask", mask, letters, q.shape[:-2], (*FLOATS, torch.bool), q.device)
+
+
+def checked_scale(scale: object, keys: int) -> float:
+    """The scale of the reads: K^-1/2 for None."""
+    if scale is None:
+        return float(keys**-0.5)
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, or None for K^-1/2; got {scale!r}")
+    return float(scale)
+
+
+def checked_bounds(cu_seqlens: object, q: Tensor) -> list[int] | None:
+    """The offsets as Python integers; reading them from another device waits for it."""
+    if cu_seqlens is None:
+        return None
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
+        came = tuple(cu_seqlens.shape) if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
+        raise ValueError(f"cu_seqlens must be a tensor [N+1] of offsets, N >= 1; got {came}")
+    if cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"cu_seqlens must have dtype torch.int32 or torch.int64; got {cu_seqlens.dtype}")
+    if q.shape[0] != 1:
+        raise ValueError(f"cu_seqlens needs sequences packed in one row, B = 1; got B = {q.shape[0]}")
+    bounds: list[int] = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
+        raise ValueError(f"cu_seqlens must start at 0, never fall, and end at T = {q.shape[1]}; got {bounds}")
+    return bounds
+
+
+def check_slots(slots: object, rows: int, pool: Tensor) -> None:
+    """Raise ValueError unless slots are distinct rows of the pool, one per token."""
+    check_tensor("slots", slots, "N", (rows,), (torch.int64, torch.int32), pool.device)
+    assert isinstance(slots, Tensor)
+    chosen: list[int] = slots.tolist()
+    if chosen and not 0 <= min(chosen) <= max(chosen) < len(pool):
+        raise ValueError(f"slots must lie in [0, {len(pool)}), the rows of pool; got {chosen}")
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"slots must be unique, one token per state and call; got {chosen}")

@@ -1,0 +1,215 @@
+"""Benchmarks of the whole path: accuracy on ETTh1, phases of a patch, streams that do not end. They write rows.
+
+    etth1      CRPS of every seed and mixer, baselines in the same run           (never asserted in a test)
+    phases     CRPS of every phase of a patch over hourly origins
+    endurance  bytes of state and time per observation from 1e3 to 1e6 observations of one stream
+    memory     ETTm1 streamed from its first row against restarts from 512 rows before each window
+
+Every row states seed, processor seconds and versions; losing rows stay in the file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tsgdn2.datasets.catalog import ett
+from tsgdn2.datasets.frame import channels
+from tsgdn2.datasets.gluon import entries
+from tsgdn2.evaluation.backtest import ETTH1_A, ETTH1_B, backtest
+from tsgdn2.evaluation.baselines import SeasonalNaive
+from tsgdn2.evaluation.metrics import Predicts
+from tsgdn2.evaluation.ridge import RidgeLags
+from tsgdn2.evaluation.rows import RESULTS, Row, append, row
+from tsgdn2.online import OnlinePredictor
+from tsgdn2.pipelines.estimator import GDN2Estimator
+from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.scale import Floats
+
+ETTH1_SETTINGS: Mapping[str, object] = {"lag_skip": 168, "batch_size": 32, "num_batches_per_epoch": 30}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings:
+    """What `tsgdn2 bench` runs."""
+
+    what: str = "etth1"
+    """One of etth1, phases, endurance, memory."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trained rows."""
+    epochs: int = 10
+    """Epochs of 30 batches."""
+    mixers: tuple[str, ...] = ("gdn2", "lstm", "none")
+    """Mixers of the etth1 rows, all at the same settings and number of batches."""
+    output: Path = field(default=RESULTS)
+    """Folder of the .jsonl files."""
+
+
+def bench(settings: BenchSettings) -> list[Row]:
+    """Run one benchmark, append its rows to <output>/<what>.jsonl and return them."""
+    rows = {"etth1": etth1, "phases": phases, "endurance": endurance, "memory": memory}[settings.what](settings)
+    append(settings.output / f"{settings.what}.jsonl", *rows)
+    return rows
+
+
+def etth1(settings: BenchSettings) -> list[Row]:
+    """Windows A and B of every seed and mixer, and the baselines on the same windows."""
+    data = entries(ett("ETTh1"), "1h")
+    rows = []
+    for mixer in settings.mixers:
+        for seed in settings.seeds:
+            began = time.process_time()
+            predictor = etth1_estimator(seed, settings.epochs, mixer).train(ETTH1_A.train(data))
+            used = time.process_time() - began
+            weights = sum(p.numel() for p in predictor.forecaster.parameters())
+            rows.append(_judged(f"tsgdn2 {mixer}", predictor, data, seed, used, parameters=weights))
+    for lags in (48, 168):
+        began = time.process_time()
+        ridge = RidgeLags.train(ETTH1_A.train(data), 24, lags=lags)
+        rows.append(_judged(f"ridge on {lags} lags", ridge, data, None, time.process_time() - began))
+    rows.append(_judged("SeasonalNaive(24)", SeasonalNaive(24, 24), data, None, 0.0))
+    return rows
+
+
+def etth1_estimator(seed: int, epochs: int, mixer: str = "gdn2", **changes: object) -> GDN2Estimator:
+    """The estimator of the ETTh1 benchmark."""
+    arguments = {**ETTH1_SETTINGS, **changes}
+    return GDN2Estimator("h", 24, mixer=mixer, seed=seed, trainer_kwargs={"max_epochs": epochs}, **arguments)
+
+
+def _judged(
+    what: str, predictor: Predicts, data: Sequence[Mapping[str, object]], seed: int | None, used: float, **facts: int
+) -> Row:
+    values = {}
+    for protocol in (ETTH1_A, ETTH1_B):
+        score = backtest(predictor, protocol.test(data), season=protocol.season).overall
+        window = protocol.name[-1]
+        values |= {f"CRPS {window}": score.crps, f"MASE {window}": score.mase, f"coverage {window}": score.coverage}
+    return row(what, {"horizon": 24, **facts}, seed=seed, cpu_seconds=used, **values)
+
+
+def phases(settings: BenchSettings) -> list[Row]:
+    """Stream ETTh1 and forecast at every hour from row 11,520 to 14,400; CRPS by the phase of the clock in its patch."""
+    frame = ett("ETTh1")
+    names = channels(frame)
+    rows = []
+    for seed in settings.seeds:
+        began = time.process_time()
+        predictor = etth1_estimator(seed, settings.epochs).train(ETTH1_A.train(entries(frame, "1h")))
+        used = time.process_time() - began
+        online = OnlinePredictor.from_predictor(predictor, channels=names)
+        forecasts, clocks = _stream(online, frame[:14_400], first=11_520, every=1, until=14_400 - 24)
+        labels = frame.select(names).to_numpy()
+        patch = predictor.config.patch_length
+        phase = np.array(clocks) % patch
+        crps = {
+            int(p): crps_of(
+                np.stack([f for f, at in zip(forecasts, phase, strict=True) if at == p]),
+                np.stack([labels[11_521 + i : 11_545 + i] for i, at in enumerate(phase) if at == p]),
+                online.config.quantiles,
+            )
+            for p in range(patch)
+        }
+        values = {f"CRPS phase {p}": c for p, c in crps.items()}
+        worst = max(crps.values()) / min(crps.values())
+        rows.append(row("phases of a patch, ETTh1", {"P": patch}, seed=seed, cpu_seconds=used, worst_over_best=worst, **values))
+    return rows
+
+
+def endurance(settings: BenchSettings) -> list[Row]:
+    """One stream of ETTh1's seven channels, repeated without end: bytes of state and median time per observation."""
+    frame = ett("ETTh1")
+    names = channels(frame)
+    predictor = etth1_estimator(settings.seeds[0], 1).train(ETTH1_A.train(entries(frame, "1h")))
+    online = OnlinePredictor.from_predictor(predictor, channels=names)
+    values = frame.select(names).to_numpy()
+    start = int(frame["time"].dt.timestamp("ns")[0])
+    marks, rows, spent = (10**3, 10**4, 10**5, 10**6), [], np.empty(2_000)
+    for count in range(1, marks[-1] + 1):
+        began = time.perf_counter()
+        online.observe("endless", start + count * 3_600_000_000_000, values[count % len(values)])
+        spent[count % len(spent)] = time.perf_counter() - began
+        if count in marks:
+            recent = spent[: min(count, len(spent))]
+            shape = {"observations": count, "channels": len(names)}
+            rows.append(
+                row(
+                    "one stream without end", shape, bytes=online.state_nbytes, mean_us=float(recent.mean() * 1e6),
+                    median_us=float(np.median(recent) * 1e6), closing_us=float(np.quantile(recent, 0.99) * 1e6),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def memory(settings: BenchSettings) -> list[Row]:
+    """ETTm1, training windows of 512 steps: one stream from the first row against restarts 512 rows before a window."""
+    frame = ett("ETTm1")
+    names = channels(frame)
+    horizon, tail = 48, 6_968
+    cut = len(frame) - tail
+    rows = []
+    for seed in settings.seeds:
+        data = entries(frame[:cut], "15min")
+        estimator = GDN2Estimator(
+            "15min", horizon, context_length=512, seed=seed, trainer_kwargs={"max_epochs": settings.epochs},
+            batch_size=32, num_batches_per_epoch=30,
+        )  # fmt: skip
+        began = time.process_time()
+        predictor = estimator.train(data)
+        used = time.process_time() - began
+        online = OnlinePredictor.from_predictor(predictor, channels=names)
+        origins = range(cut - 1, len(frame) - horizon, horizon)
+        streamed, _ = _stream(online, frame, first=cut, every=horizon, until=len(frame) - horizon)
+        labels = np.stack([frame.select(names).to_numpy()[o + 1 : o + 1 + horizon] for o in origins])
+        restarted = _restarts(predictor, frame, names, list(origins), 512)
+        whole = crps_of(np.stack(streamed), labels, online.config.quantiles)
+        short = crps_of(restarted, labels, online.config.quantiles)
+        rows.append(
+            row(
+                "ETTm1: streamed from the first row against restarts", {"context": 512, "windows": len(labels)},
+                seed=seed, cpu_seconds=used, streamed=whole, restarts=short, ratio=whole / short,
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _stream(
+    online: OnlinePredictor, frame: pl.DataFrame, *, first: int, every: int, until: int
+) -> tuple[list[Floats], list[int]]:
+    """Observe row by row; after rows first-1, first-1+every, .. below `until`, forecast. Quantiles [H, C, Q], clocks."""
+    names = channels(frame)
+    online.observe_many(frame[: first - 1].with_columns(stream=pl.lit("s")))
+    stamps = frame["time"].dt.timestamp("ns").to_list()
+    values = frame.select(names).to_numpy()
+    forecasts, clocks = [], []
+    for at in range(first - 1, until):
+        online.observe("s", stamps[at], values[at])
+        if (at - first + 1) % every == 0:
+            forecasts.append(online.forecast("s").quantiles)
+            clocks.append(stamps[at] // online.config.period_ns)
+    return forecasts, clocks
+
+
+def _restarts(
+    predictor: GDN2Predictor, frame: pl.DataFrame, names: Sequence[str], origins: Sequence[int], rows: int
+) -> Floats:
+    parts = [
+        {**entry, "item_id": str(entry["item_id"])}
+        for origin in origins
+        for entry in entries(frame[origin + 1 - rows : origin + 1], "15min")
+    ]
+    arrays = np.stack([f.forecast_array for f in predictor.predict(parts)])  # [windows * C, Q, H]
+    by_window = arrays.reshape(len(origins), len(names), *arrays.shape[1:])
+    return np.asarray(by_window.transpose(0, 3, 1, 2))
+
+
+def crps_of(quantiles: Floats, labels: Floats, levels: Sequence[float]) -> float:
+    """Mean weighted sum quantile loss of quantiles [N, H, C, Q] against labels [N, H, C], pooled."""
+    error = labels[..., None] - quantiles
+    level = np.array(levels)
+    return float(np.nanmean(np.nansum(2 * np.maximum(level * error, (level - 1) * error), (0, 1, 2))) / np.nansum(np.abs(labels)))

@@ -1,0 +1,147 @@
+"""Data for a job by one word: a named set or a file, brought to the frame schema, with its period and its fingerprint.
+
+The period of a file is its most frequent step, which is a guess: a file of mostly gaps needs `columns.period`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import polars as pl
+
+from tsgdn2.datasets import catalog
+from tsgdn2.datasets.frame import STREAM, TIME, channels
+from tsgdn2.datasets.gluon import Targets, entries
+from tsgdn2.datasets.grid import pandas_freq, period_ns, regular
+from tsgdn2.datasets.readers import Layout, csv_table, read, table_frame
+from tsgdn2.errors import DataError
+from tsgdn2.pipelines.jobs import DataOptions
+from tsgdn2.pipelines.runs import Run
+
+TIMES: Final = ("time", "timestamp", "date", "datetime")
+STREAMS: Final = ("stream", "item_id")
+SHORT: Final = {"nyc": "nyc_weather", "beijing": "beijing_pm25", "air": "uci_air_quality"}
+DAY_NS: Final = 86_400_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """A frame that a job reads."""
+
+    name: str
+    """What it is called in runs and reports."""
+    origin: str
+    """Where it came from: a page or a path."""
+    frame: pl.DataFrame
+    """The frame, on the grid; gaps are gaps."""
+    period: int
+    """Nanoseconds of one step."""
+    season: int
+    """Steps of a season."""
+
+    @property
+    def freq(self) -> str:
+        """The period as pandas writes it."""
+        return pandas_freq(self.period)
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the channels."""
+        return channels(self.frame)
+
+    @property
+    def streams(self) -> list[str]:
+        """Names of the streams."""
+        return [str(name) for name in self.frame[STREAM].unique(maintain_order=True)]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of names and values, 32 hex digits."""
+        rows = self.frame.with_columns(pl.col(TIME).to_physical())
+        state = hashlib.sha256(repr(rows.schema).encode())
+        for column in rows:
+            state.update(column.hash(seed=0).to_numpy().tobytes())
+        return state.hexdigest()[:32]
+
+    def entries(self, targets: Targets = "univariate") -> list[dict[str, object]]:
+        """GluonTS entries on the grid, NaN where nothing was observed."""
+        return entries(self.frame, self.period, targets=targets, collisions="last")
+
+    def log(self, run: Run, *, context: str = "training") -> None:
+        """Record the set in a run."""
+        columns = {STREAM: "string", TIME: "datetime", **dict.fromkeys(self.channels, "double")}
+        run.dataset(self.name, self.digest, self.origin, columns, context=context)
+
+
+def open_source(data: str, columns: DataOptions) -> Source:
+    """Load a named set ("nyc", "ett:ETTh1", "jena") or read a file.
+
+    Errors: DataError naming the sets when the word is neither; errors of tsgdn2.datasets for what is in the file.
+    """
+    word = data.removeprefix("ett:")
+    word = SHORT.get(word, word)
+    if word in catalog.SETS:
+        named = catalog.SETS[word]
+        frame, period, season, origin = named.load(), period_ns(named.period), named.season, named.home
+    elif Path(data).is_file():
+        frame, origin = _read(Path(data), columns), str(Path(data).resolve())
+        period = period_ns(columns.period) if columns.period else _usual_step(frame, data)
+        season, word = max(1, round(DAY_NS / period)), Path(data).name.split(".")[0]
+    else:
+        known = ", ".join((*SHORT, *(f"ett:{n}" if n.startswith("ETT") else n for n in catalog.SETS)))
+        raise DataError(f"data: must be a file or one of {known}, got {data!r}, which is neither here; check the path")
+    if columns.channels and word in catalog.SETS:
+        frame = frame.select(STREAM, TIME, *_present(columns.channels, channels(frame), data))
+    if columns.period:
+        period = period_ns(columns.period)
+    frame = regular(frame, period).frame
+    return Source(
+        name=word, origin=origin, frame=frame, period=period, season=columns.season or season,
+    )  # fmt: skip
+
+
+def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
+    """Read a file; the columns of time and stream are found by their usual names."""
+    if path.name.lower().endswith((".csv", ".csv.gz")):
+        table = csv_table(path.read_bytes(), words=("", "NA", "NaN", "nan", "null"), origin=str(path))
+    elif path.suffix.lower() == ".parquet":
+        table = pl.read_parquet(path)
+    else:
+        return read(path, Layout(channels=columns.channels))
+    time = columns.time or _first(TIMES, table.columns)
+    if time is None:
+        raise DataError(f"columns.time: {path.name} has none of {', '.join(TIMES)}, only {table.columns}; name its column")
+    stream = columns.stream or _first(STREAMS, table.columns)
+    numeric = [name for name, kind in table.schema.items() if kind.is_numeric() and name not in (time, stream)]
+    kept = _present(columns.channels, numeric, path.name) if columns.channels else tuple(numeric)
+    if not kept:
+        raise DataError(f"columns.channels: {path.name} has no numeric column beside {time!r}; its columns are "
+                        f"{table.columns}")  # fmt: skip
+    layout = Layout(time=time, channels=kept, duplicates="last", stream=stream or STREAM,
+                    name=None if stream else path.name.split(".")[0])  # fmt: skip
+    return table_frame(table, layout, origin=str(path))
+
+
+def _present(wanted: Sequence[str], known: Sequence[str], origin: str) -> tuple[str, ...]:
+    absent = [name for name in wanted if name not in known]
+    if absent:
+        raise DataError(f"columns.channels: {origin} has no numeric column {absent[0]!r}, only {list(known)}; rename it")
+    return tuple(wanted)
+
+
+def _first(wanted: Sequence[str], known: Sequence[str]) -> str | None:
+    low: Mapping[str, str] = {name.lower(): name for name in reversed(known)}
+    return next((low[name] for name in wanted if name in low), None)
+
+
+def _usual_step(frame: pl.DataFrame, data: str) -> int:
+    """The most frequent difference between neighbouring rows of a stream, in nanoseconds."""
+    steps = frame.select(pl.col(TIME).to_physical().diff().over(STREAM).alias("step")).drop_nulls().filter(
+        pl.col("step") > 0)  # fmt: skip
+    if steps.is_empty():
+        raise DataError(f"columns.period: {data} has no two rows of one stream to take the step from; give it, 1h say")
+    return int(steps["step"].value_counts(sort=True)["step"][0])

@@ -1,0 +1,127 @@
+"""Feeds a frame to an online predictor one observation at a time, and asks for forecasts on the way.
+
+    for each row in the order of time:   forecast all streams at each origin that lies before it;  observe the row
+
+An origin is the last step before a window: everything up to it has been observed, nothing after it. Time is measured
+around `observe` alone, so it holds the closing of patches and the audit, and none of this file's bookkeeping.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import polars as pl
+from gluonts.model.forecast import QuantileForecast
+from numpy.typing import NDArray
+
+from tsgdn2.audit import Eviction
+from tsgdn2.datasets.frame import STREAM, TIME
+from tsgdn2.forecast import Forecast
+from tsgdn2.online import OnlinePredictor
+
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Streamed:
+    """What a stream left behind."""
+
+    forecasts: list[Forecast]
+    """In the order of their origins, streams of one origin in the predictor's order."""
+    surprises: pl.DataFrame
+    """stream, time, status, and the surprise of every channel in bits."""
+    nanoseconds: NDArray[np.int64]
+    """Wall clock of each `observe` [N]."""
+    evictions: list[Eviction]
+    """What the online audit saw fall, oldest first."""
+
+    @property
+    def microseconds(self) -> float:
+        """Mean time per observation (one row, all channels)."""
+        return float(self.nanoseconds.mean()) / 1e3 if len(self.nanoseconds) else 0.0
+
+    @property
+    def median_microseconds(self) -> float:
+        """Median time per observation: one that closes no patch."""
+        return float(np.median(self.nanoseconds)) / 1e3 if len(self.nanoseconds) else 0.0
+
+    def by_series(self) -> dict[tuple[str, pd.Period], QuantileForecast]:
+        """Forecasts of single channels under (stream/channel, first step), as GluonTS has them."""
+        found = {}
+        for one in self.forecasts:
+            first = pd.Period(pd.Timestamp(one.times[0]), freq=one.freq)
+            for column, channel in enumerate(one.channels):
+                item = f"{one.stream}/{channel}"
+                found[item, first] = QuantileForecast(
+                    one.quantiles[:, column].T, start_date=first, item_id=item,
+                    forecast_keys=[str(level) for level in one.levels],
+                )  # fmt: skip
+        return found
+
+    def forecast_frame(self) -> pl.DataFrame:
+        """One row per stream, origin, step and channel, one column per level."""
+        parts = []
+        for one in self.forecasts:
+            horizon, width = one.quantiles.shape[:2]
+            keys = {
+                STREAM: [one.stream] * (horizon * width),
+                "origin": np.repeat(one.times[0], horizon * width),
+                TIME: np.repeat(one.times, width),
+                "channel": list(one.channels) * horizon,
+            }
+            levels = {str(level): one.quantiles[..., q].reshape(-1) for q, level in enumerate(one.levels)}
+            parts.append(pl.DataFrame(keys | levels))
+        return pl.concat(parts) if parts else pl.DataFrame()
+
+
+def stream_frame(
+    online: OnlinePredictor, frame: pl.DataFrame, origins: Sequence[int], *, speed: float | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Streamed:  # fmt: skip
+    """Observe every row of a frame of the schema, forecasting at each origin (absolute step, increasing).
+
+    speed: seconds of data per second of wall clock; None does not wait. tick: called after every observation.
+    A stream that has not begun at an origin has no forecast there.
+    """
+    rows = frame.sort(TIME, STREAM)
+    names, stamps = rows[STREAM].to_list(), rows[TIME].to_physical().to_numpy()
+    values = rows.select(online.channels).to_numpy().astype(np.float64)
+    period, due = online.config.period_ns, list(origins)
+    forecasts: list[Forecast] = []
+    statuses, bits, evictions = [], np.full(values.shape, np.nan), []
+    nanoseconds = np.zeros(len(names), np.int64)
+    began, first = time.perf_counter(), int(stamps[0]) if len(stamps) else 0
+    for row, (name, stamp) in enumerate(zip(names, stamps.tolist(), strict=True)):
+        while due and due[0] < stamp // period:
+            forecasts += _at(online, due.pop(0))
+        if speed is not None:
+            time.sleep(max(0.0, (stamp - first) / SECOND_NS / speed - (time.perf_counter() - began)))
+        start = time.perf_counter_ns()
+        seen = online.observe(name, stamp, values[row])
+        nanoseconds[row] = time.perf_counter_ns() - start
+        statuses.append(seen.status)
+        bits[row] = seen.surprise
+        if online.audit is not None and row % 256 == 0:
+            evictions += online.audit.drain()
+        tick()
+    for origin in due:
+        forecasts += _at(online, origin)
+    if online.audit is not None:
+        evictions += online.audit.drain()
+    surprises = rows.select(STREAM, TIME).with_columns(
+        pl.Series("status", statuses, dtype=pl.String),
+        *(pl.Series(f"surprise.{name}", bits[:, c], nan_to_null=True) for c, name in enumerate(online.channels)),
+    )
+    return Streamed(forecasts=forecasts, surprises=surprises, nanoseconds=nanoseconds, evictions=evictions)
+
+
+def _at(online: OnlinePredictor, origin: int) -> list[Forecast]:
+    """Forecasts of all streams whose clock is not past the origin."""
+    if not online.streams:
+        return []
+    at = origin * online.config.period_ns
+    return [online.forecast(stream, at=at) for stream in online.streams]
