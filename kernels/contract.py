@@ -55,18 +55,18 @@ def check_inputs(rank: str, tensors: dict[str, object]) -> None:
         raise ValueError(f"q must have dtype {', '.join(str(d) for d in FLOATS)}; got {q.dtype}; convert it with .to()")
     if any(size == 0 for axis, size in zip((*rank, "K"), q.shape, strict=True) if axis not in "TN"):
         raise ValueError(f"q must have at least one element on each axis of [{letters},K] but T; got {tuple(q.shape)}")
-    lead = tuple(q.shape[:-1])
+    committed_name = "z" if "z" in tensors else "v"
+    committed = tensors[committed_name]
+    if not isinstance(committed, Tensor) or committed.ndim != q.ndim or committed.shape[-1] == 0:
+        check_tensor(committed_name, committed, f"{letters},V", (*q.shape[:-1], 1), (q.dtype,), q.device)
+    assert isinstance(committed, Tensor)
+    value_shape = (*q.shape[:-1], committed.shape[-1])
     for name, x in tensors.items():
-        value_side = name in ("v", "w", "z")
-        axis, size = "K", q.shape[-1]
-        if value_side:
-            committed = tensors["z" if "z" in tensors else "v"]
-            if not isinstance(committed, Tensor) or committed.ndim != q.ndim or committed.shape[-1] == 0:
-                check_tensor("z" if "z" in tensors else "v", committed, f"{letters},V", (*lead, 1), (q.dtype,), q.device)
-            assert isinstance(committed, Tensor)
-            axis, size = "V", committed.shape[-1]
-        dtypes = (q.dtype, state_dtype(q.dtype)) if name == "g" else (q.dtype,)
-        check_tensor(name, x, f"{letters},{axis}", (*lead, size), tuple(dict.fromkeys(dtypes)), q.device)
+        axis, shape = ("V", value_shape) if name in ("v", "w", "z") else ("K", q.shape)
+        if isinstance(x, Tensor) and x.shape == shape and x.dtype == q.dtype and x.device == q.device:
+            continue
+        wider = (state_dtype(q.dtype),) if name == "g" and q.dtype != state_dtype(q.dtype) else ()
+        check_tensor(name, x, f"{letters},{axis}", shape, (q.dtype, *wider), q.device)
 
 
 def check_mask(mask: object, letters: str, q: Tensor) -> None:

@@ -34,7 +34,8 @@ from tsgdn2.kernels.contract import (
 from tsgdn2.kernels.step import delta_step
 
 BACKENDS = ("auto", "reference", "chunked")
-CHUNKED_FROM = 8  # tokens; shorter scans are faster token by token (README, measured)
+CHUNKED_FROM = 16  # tokens; shorter scans are faster token by token (README, measured)
+_LARGE = 1 << 14
 
 
 def gdn2_scan(
@@ -118,9 +119,8 @@ def gdn2_step(
     check_slots(slots, len(q), pool)
     number = checked_scale(scale, q.shape[-1])
     _check_backend(backend, ("auto", "reference"))
-    dtype = v.dtype
     q, k, e, z = _gated(q, k, v, b, w, mask)
-    return delta_step(pool, slots, q, k, e, z, g, scale=number).to(dtype)
+    return delta_step(pool, slots, q, k, e, z, g, scale=number).to(v.dtype)
 
 
 def _scan(
@@ -155,7 +155,8 @@ def _gated(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Q, k, e = m b k and z = m w v, in the state's dtype; unobserved tokens are emptied before any product."""
     dtype = state_dtype(q.dtype)
-    q, k, v, b, w = (x.to(dtype) for x in (q, k, v, b, w))
+    if q.dtype != dtype:
+        q, k, v, b, w = (x.to(dtype) for x in (q, k, v, b, w))
     if mask is None:
         return q, k, b * k, w * v
     m = mask.to(dtype)[..., None, None]
@@ -167,8 +168,11 @@ def _gated(
 
 
 def _finite(x: Tensor) -> bool:
-    """Whether x is known to hold no NaN and no infinity, so that a weight of 0 needs no help; unknown off the CPU."""
-    return x.device.type == "cpu" and bool(torch.isfinite(x.detach().sum()))
+    """Whether x is known to hold no NaN and no infinity, so that a weight of 0 needs no help.
+
+    Worth asking only of large tensors on the CPU, where a sum costs less than a second copy and its gradient.
+    """
+    return x.device.type == "cpu" and x.numel() >= _LARGE and bool(torch.isfinite(x.detach().sum()))
 
 
 def _check_backend(backend: str, allowed: tuple[str, ...]) -> None:

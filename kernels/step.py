@@ -25,13 +25,13 @@ from tsgdn2.kernels.reference import advance
 def delta_step(
     pool: Tensor, slots: Tensor, q: Tensor, k: Tensor, e: Tensor, z: Tensor, g: Tensor, *, scale: float
 ) -> Tensor:
-    """Advance pool[slots] by one token and return the read o [N,H,V] in z's dtype; the pool is changed in place.
+    """Advance pool[slots] by one token and return the read o [N,H,V] in the pool's dtype; the pool is changed in place.
 
-    The arguments are taken as checked: `ops.gdn2_step` is the public door. A row with e = z = g = 0 keeps its state bit
+    q, k, e and z come in the pool's dtype. The arguments are taken as checked: `ops.gdn2_step` is the public door. A row with e = z = g = 0 keeps its state bit
     for bit. Source: math.md 1.
     """
-    out_dtype = z.dtype
-    q, k, e, z, g = (x.to(pool.dtype) for x in (q, k, e, z, g))
+    if g.dtype != pool.dtype:
+        g = g.to(pool.dtype)
     state_NHKV, o_NHV = advance(pool.index_select(0, slots), q, k, e, z, g)
     pool.index_copy_(0, slots, state_NHKV)
-    return o_NHV.mul_(scale).to(out_dtype)
+    return o_NHV.mul_(scale)

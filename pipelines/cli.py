@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -55,7 +56,9 @@ def _options(options: type) -> ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given or bool(os.environ.get("TSGDN2_DEBUG"))
+    debug = "--debug" in given
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    warnings.filterwarnings("ignore", message="Using `json`-module", category=UserWarning)  # nothing large goes there
     try:
         whole = parser()
         name, job = _job(whole, whole.parse_args([item for item in given if item != "--debug"]))

@@ -19,7 +19,6 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING
 from filelock import Timeout
 
 from tsgdn2.pipelines.events import Artifact, Dataset, End, Event, Metrics, ModelFolder, Params, Tags
-from tsgdn2.pipelines.spool import Progress, Spool, TrackingError
+from tsgdn2.pipelines.spool import Progress, Spool, TrackingError, files_below
 from tsgdn2.pipelines.tracking import artifact_home, bounded, connect, probe, shown
 
 if TYPE_CHECKING:
@@ -289,15 +288,6 @@ class _Sender:
         versions = self.client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
         if not any(version.tags.get(EVENT_TAG) == tags[EVENT_TAG] for version in versions):
             self.client.create_model_version(name, source, run_id, tags, await_creation_for=0, model_id=model_id)
-
-
-def files_below(path: Path) -> Iterator[tuple[Path, str]]:
-    """Each file of a file or folder, with the folder that it goes to: "" for a file, "a/b" for a/b/c.txt in a."""
-    if path.is_file():
-        yield path, ""
-        return
-    for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
-        yield file, file.parent.relative_to(path.parent).as_posix()
 
 
 def dataset_input(dataset: Dataset) -> DatasetInput:

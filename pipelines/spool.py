@@ -256,6 +256,15 @@ class Spool:
         self.path.with_name(f"{self.path.name}.live").unlink(missing_ok=True)
 
 
+def files_below(path: Path) -> Iterator[tuple[Path, str]]:
+    """Each file of a file or folder, with the folder that it goes to: "" for a file, "a/b" for a/b/c.txt in a."""
+    if path.is_file():
+        yield path, ""
+        return
+    for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+        yield file, file.parent.relative_to(path.parent).as_posix()
+
+
 def spool_paths(root: Path) -> list[Path]:
     """The folder of every spool under `root`, oldest first, so that a run comes before those nested in it."""
     home = root / "spool"

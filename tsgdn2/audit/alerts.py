@@ -1,6 +1,6 @@
 """When a memory needs a human: the limits of math.md 3, each with what to do about it.
 
-Each transition that enlarges a state has a singular value above 1. It is the growth that is judged, because almost every
+A transition that enlarges a state has a singular value above 1. It is the growth that is judged, because almost any
 channel-wise erase has such a direction, and few states lie along it.
 
 An alert is a judgement of one head at one moment; it has no history of its own, so whoever shows it decides how often.

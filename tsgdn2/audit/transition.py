@@ -35,14 +35,17 @@ _TINY = 1e-300
 
 
 class Workspace:
-    """Buffers for updates of B rows, made once: at these sizes making an array costs as much as using it."""
+    """Buffers for updates of B rows, made once: at these sizes making an array costs as much as using it.
+
+    They are numpy's, because a torch buffer made under inference mode could not be used outside it.
+    """
 
     def __init__(self, rows: int, slab: Slab) -> None:
         K, M = slab.shadow.shape[-2:]
         dtype = slab.shadow.dtype
         self.row = np.arange(rows)
-        self.scratch = torch.empty(rows, K, M, dtype=slab.dtype)
-        self.block = torch.empty(rows, K, 3, K, dtype=slab.dtype)
+        self.scratch: Array = np.empty((rows, K, M), dtype)
+        self.block: Array = np.empty((rows, K, 3, K), dtype)
         self.pair: Array = np.empty((rows, 2, K), dtype)
         self.weight: Array = np.ones((rows, 2, K), dtype)
         self.born_ints = np.tile(np.array(slab.empty_ints), (rows, 1))
@@ -52,13 +55,19 @@ class Workspace:
 def add_age(X: Array, slab: Slab, elapsed: Array, work: Workspace) -> None:
     """aged <- aged + elapsed C, elapsed [B]: time passes for what is there before the token moves it."""
     T = torch.from_numpy(X)
-    grown = torch.mul(T[:, :, slab.C], torch.from_numpy(elapsed)[:, None, None], out=work.scratch[:, :, : slab.key_dim])
+    grown = torch.mul(
+        T[:, :, slab.C],
+        torch.from_numpy(elapsed)[:, None, None],
+        out=torch.from_numpy(work.scratch)[:, :, : slab.key_dim],
+    )
     T[:, :, slab.aged].add_(grown)
 
 
 def left_side(X: Array, k: Array, u: Array, work: Workspace) -> None:
     """X <- X - k u, u [B,M]."""
-    outer = torch.mul(torch.from_numpy(k)[:, :, None], torch.from_numpy(u)[:, None, :], out=work.scratch)
+    outer = torch.mul(
+        torch.from_numpy(k)[:, :, None], torch.from_numpy(u)[:, None, :], out=torch.from_numpy(work.scratch)
+    )
     torch.from_numpy(X).sub_(outer)
 
 
@@ -66,8 +75,8 @@ def right_side(X: Array, slab: Slab, alpha: Array, e: Array, k: Array, value: Ar
     """Finish C <- P C P^T + w k k^T for the three aggregates, w = 1, 0 (a new write has no age) and |z|^2."""
     rows, K = k.shape
     aggregates = torch.from_numpy(X)[:, :, slab.C.start :].view(rows, K, 3, K)
-    block = torch.mul(aggregates, torch.from_numpy(alpha)[:, None, None, :], out=work.block)
-    rest: Array = np.matmul(work.block.numpy().reshape(rows, 3 * K, K), e[:, :, None]).reshape(rows, K, 3)
+    block = torch.mul(aggregates, torch.from_numpy(alpha)[:, None, None, :], out=torch.from_numpy(work.block))
+    rest: Array = np.matmul(work.block.reshape(rows, 3 * K, K), e[:, :, None]).reshape(rows, K, 3)
     rest[:, :, 0] -= k
     rest[:, :, 2] -= k * value[:, None]
     # The aggregates' place is free until the sum is written: it holds the outer product meanwhile.

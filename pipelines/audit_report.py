@@ -1,0 +1,215 @@
+"""What an audit leaves on disk and in MLflow: Parquet tables, figures, an HTML summary, a nested run.
+
+    evictions.parquet   heads.parquet   ledger.parquet   alerts.parquet        offline: every write of the window
+    online_heads.parquet   online_evictions.parquet                            beside the predictor: a bounded sample
+    summary.html   summary.md   figures/
+
+The two views differ where they should: offline knows all writes of its window, online knows the whole stream's sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tsgdn2.audit import Eviction
+from tsgdn2.online import OnlinePredictor
+from tsgdn2.pipelines import figures
+from tsgdn2.pipelines.accounts import Account, Clock, metrics
+from tsgdn2.pipelines.report import Report
+from tsgdn2.pipelines.runs import Run
+
+SHOWN = 12
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OnlineView:
+    """What the audit beside an online predictor says now."""
+
+    heads: pl.DataFrame
+    """One row per stream, channel and sampled head."""
+    evictions: pl.DataFrame
+    """Tracked writes that fell."""
+    alerts: list[str]
+    """What needs a human, in words."""
+
+
+def online_view(online: OnlinePredictor, evictions: Sequence[Eviction]) -> OnlineView | None:
+    """Read the audit of every lane; None where the predictor runs without one."""
+    audit, config, clock = online.audit, online.config, Clock(period=online.config.period_ns)
+    if audit is None:
+        return None
+
+    def series(slot: int) -> str:
+        stream, lane = divmod(slot, config.lanes)
+        return f"{online.streams[stream]}/{online.channels[lane]}" if config.lanes > 1 else online.streams[stream]
+
+    rows, alerts = [], []
+    for slot in range(len(online.streams) * config.lanes):
+        found = audit.readings(slot)
+        alerts += [f"{series(slot)}: {alert.message}" for alert in found.alerts]
+        for head in found.heads:
+            ages = {name: float(clock.age(np.array([getattr(head, name)]))[0]) for name in ("mean_age", "half_life")}
+            rows.append(
+                {
+                    "series": series(slot), "layer": head.layer, "head": head.head, "writes": found.writes,
+                    f"half_life_{clock.unit}": ages["half_life"], f"mean_age_{clock.unit}": ages["mean_age"],
+                    "retained_writes": head.retained, "key_directions": head.directions, "energy": head.energy,
+                    "crosstalk_over_signal": head.crosstalk / head.signal if head.signal > 0 else math.nan,
+                    "ledger_residual": head.residual, "swell": head.swell,
+                    **{f"booked_{name}": value for name, value in head.ledger.items()},
+                    **{f"cohort_{name}": value for name, value in head.cohorts.items()},
+                }
+            )  # fmt: skip
+    fallen = [
+        {"series": series(one.slot)}
+        | {name: value for name, value in asdict(one).items() if name not in ("slot", "birth", "time", "evictor_time")}
+        | {name: int(clock.moment(np.array([step]))[0].astype(np.int64))
+           for name, step in (("written", one.birth), ("evicted", one.time), ("evictor_written", one.evictor_time))}
+        for one in evictions
+    ]  # fmt: skip
+    frame = pl.DataFrame(fallen)
+    if fallen:
+        frame = frame.with_columns(pl.col("written", "evicted", "evictor_written").cast(pl.Datetime("ns")))
+        frame = frame.with_columns(pl.when(pl.col("evictor") >= 0).then("evictor_written").alias("evictor_written"))
+    return OnlineView(heads=pl.DataFrame(rows), evictions=frame, alerts=alerts)
+
+
+def add_retention(report: Report, accounts: Sequence[Account]) -> None:
+    """Add the retention curves, the causes, a heat map and the table of evictions to a page."""
+    curves: dict[str, tuple[figures.Array, figures.Array]] = {}
+    halves: dict[str, float] = {}
+    for one in accounts[-1:]:
+        own, own_halves = one.survival()
+        curves |= own
+        halves |= own_halves
+    last = accounts[-1]
+    chosen = dict(list(curves.items())[:12])
+    span = float(last.clock.age(np.array([np.ptp(last.trace.clocks[0][last.trace.clocks[0] >= 0])]))[0])
+    longest = max((float(age[-1]) for age, _ in chosen.values() if len(age)), default=span)
+    report.figure(
+        "retention", figures.survival(chosen, halves, last.clock.unit, min(span, 1.15 * longest) or 1.0),
+        f"Kaplan-Meier curves of layer {last.trace.layer}, {last.trace.k.shape[2]} heads together: a write counts as "
+        "evicted once less than the threshold of its key is left. Writes still retained at the end are censored, not "
+        "dropped.",
+    )  # fmt: skip
+    shares = {}
+    for name, rows in last.heads.group_by("series", maintain_order=True):
+        seen = rows.filter(pl.col("evicted") > 0)
+        if seen.height:
+            shares[str(name[0])] = (_column_mean(seen, "energy_lost_to_decay"), _column_mean(seen, "energy_lost_to_erase"))
+    if shares:
+        ages = {cause: last.evictions.filter(pl.col("cause") == cause)[f"age_{last.clock.unit}"].to_numpy()
+                for cause in ("decay", "erase")}  # fmt: skip
+        report.figure("causes", figures.causes(dict(list(shares.items())[:12]), ages, last.clock.unit),
+                      "Energies are signed: an erase can also give energy back, so a bar need not end at 100 %.")  # fmt: skip
+    rho, written, seen_at = last.retention(0, 0)
+    title = f"{last.trace.lanes[0]}, layer {last.trace.layer}, head 0"
+    report.figure(
+        "heat_map", figures.heat_map(rho, last.clock.moment(written), last.clock.moment(seen_at), title),
+        "Each column is one write, followed upward in time; dark means gone.",
+    )  # fmt: skip
+    report.table(*eviction_rows(last), note=(
+        f"The {SHOWN} evictions of the window's end that took the fewest days or hours in each series' turn; all "
+        f"{sum(one.evictions.height for one in accounts):,} are in `evictions.parquet`. An evictor is the later write "
+        "whose erase took most; its share is of the evicted write's energy."
+    ))  # fmt: skip
+
+
+def eviction_rows(one: Account) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """The newest evictions, a few of every series, as text: headings, rows."""
+    age = f"age, {one.clock.unit}"
+    columns = ("series", "head", "written", "evicted", age, "cause", "decay took", "erase took", "evictor", "evictor took")
+    each = max(1, SHOWN // max(1, len(one.trace.lanes)))
+    newest = one.evictions.sort("evicted", descending=True).group_by("series", maintain_order=True).head(each).head(SHOWN)
+    rows = []
+    for row in newest.iter_rows(named=True):
+        evictor = row["evictor_1"]
+        cells = (row["series"], str(row["head"]), f"{row['written']:%d %b %H:%M}", f"{row['evicted']:%d %b %H:%M}",
+                 f"{row[f'age_{one.clock.unit}']:.1f}", row["cause"], f"{row['lost_to_decay']:.0%}",
+                 f"{row['lost_to_erase']:.0%}", f"{evictor:%d %b %H:%M}" if evictor else "-",
+                 f"{row['took_1']:.0%}" if evictor else "-")  # fmt: skip
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return columns, rows
+
+
+def head_rows(one: Account) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """One line per series, its heads averaged: headings, rows."""
+    columns = ("series", f"half-life, {one.clock.unit}", "evicted", "by erase", "writes retained", "key directions",
+               "crosstalk / signal", "ledger residual")  # fmt: skip
+    rows = []
+    for (name,), part in one.heads.group_by("series", maintain_order=True):
+        halves = part["half_life"].to_numpy()
+        half = float(np.median(halves))
+        cells = (str(name), f"{half:.3g}" if math.isfinite(half) else "beyond the window",
+                 f"{part['evicted'].sum():,} of {part['writes'].sum():,}",
+                 f"{_column_mean(part, 'evicted_by_erase'):.0%}" if part["evicted"].sum() else "-",
+                 f"{_column_mean(part, 'retained_writes'):.1f}",
+                 f"{_column_mean(part, 'key_directions'):.1f} of {one.trace.k.shape[-1]}",
+                 f"{_column_mean(part, 'crosstalk_over_signal'):.2f}", f"{part['ledger_residual'].to_numpy().max():.0e}")  # fmt: skip
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return columns, rows
+
+
+def write_audit(folder: Path, accounts: Sequence[Account], view: OnlineView | None, subject: str) -> dict[str, float]:
+    """Write everything into a folder; gives the figures that a run logs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = Report("Eviction audit", subject)
+    found: dict[str, float] = {}
+    if accounts:
+        for name in ("heads", "evictions", "ledger", "alerts"):
+            pl.concat([getattr(one, name) for one in accounts]).write_parquet(folder / f"{name}.parquet")
+        found |= metrics(accounts)
+        report.heading("What the state kept, and what it lost")
+        report.paragraph(
+            f"The newest {accounts[0].trace.k.shape[1]} commits of each series were followed write by write. The retained "
+            f"writes rebuild the state to {found['state_residual/max']:.1e} of its size, and the energy ledger closes to "
+            f"{found['ledger_residual/max']:.1e}: nothing is unaccounted for."
+        )
+        for one in accounts:
+            report.table(*head_rows(one), note=f"Layer {one.trace.layer}, mean over its audited heads.")
+        add_retention(report, accounts)
+        _add_alerts(report, [f"{row['series']}: {row['message']}" for one in accounts for row in one.alerts.to_dicts()])
+    if view is not None:
+        view.heads.write_parquet(folder / "online_heads.parquet")
+        view.evictions.write_parquet(folder / "online_evictions.parquet")
+        found |= {"online/evictions_tracked": float(view.evictions.height), "online/alerts": float(len(view.alerts))}
+        if view.heads.height:
+            residuals = view.heads["ledger_residual"].to_numpy()
+            found["online/ledger_residual_max"] = float(np.nanmax(residuals))
+        report.heading("The audit beside the predictor")
+        report.paragraph(
+            f"{view.heads.height} heads were watched over the whole stream; {view.evictions.height:,} of the tracked "
+            "writes fell. Sums and cohorts are in `online_heads.parquet`."
+        )
+        _add_alerts(report, view.alerts)
+    report.write(folder, "summary")
+    return found
+
+
+def log_audit(run: Run, folder: Path, found: Mapping[str, float], params: Mapping[str, object]) -> None:
+    """Log a written audit as a run nested in the job's."""
+    with run.child("audit", tags={"tsgdn2.job": "audit"}) as audit:
+        audit.params(params)
+        audit.metrics(found)
+        for path in sorted(folder.iterdir()):
+            audit.artifact(path, "audit")
+
+
+def _add_alerts(report: Report, alerts: Sequence[str]) -> None:
+    if alerts:
+        more = f" (and {len(alerts) - 8} more)" if len(alerts) > 8 else ""
+        report.paragraph(f"**{len(alerts)} alerts:** " + "; ".join(alerts[:8]) + more)
+    else:
+        report.paragraph("No alert.")
+
+
+def _column_mean(frame: pl.DataFrame, name: str) -> float:
+    values = frame[name].to_numpy().astype(np.float64)
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
