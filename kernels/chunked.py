@@ -54,7 +54,7 @@ def delta_scan(
     packing = Packing(q.shape[0], q.shape[1], chunk, bounds)
     with torch.autocast(q.device.type, enabled=False):
         inputs = (x.to(state_dtype) for x in (q, k, e, z, g))
-        o, final_state = _ChunkedScan.apply(*inputs, initial_state, scale, packing)
+        o, final_state = _ChunkedScan.apply(*inputs, initial_state, scale, packing)  # type: ignore[no-untyped-call]
     return o.to(out_dtype), final_state
 
 
@@ -62,7 +62,7 @@ class _ChunkedScan(torch.autograd.Function):
     """The forward and the backward of math.md 2, over all chunks at once; second derivatives are refused."""
 
     @staticmethod
-    def forward(  # type: ignore[override]  # torch types it (*args: Any) -> Any
+    def forward(
         ctx: FunctionCtx,
         q: Tensor,
         k: Tensor,
@@ -76,7 +76,7 @@ class _ChunkedScan(torch.autograd.Function):
         H, K, V, C = q.shape[2], q.shape[3], z.shape[3], packing.chunk
         k_nCK, g_nCK = packing.chunks(k), packing.chunks(g).clamp_(min=_FORGET)
         eq_nC2K = torch.stack([packing.chunks(e), packing.chunks(q).mul_(scale)], 2)
-        decay_nLCK = torch.exp(torch.matmul(_anchors(C, g.dtype, g.device), g_nCK)).unflatten(1, (-1, C))
+        decay_nLCK = torch.exp(torch.matmul(_anchors(C, g.dtype, g.device), g_nCK)).view(len(g_nCK), -1, C, K)
         start_nCK, tail_nCK = decay_nLCK[:, -2], decay_nLCK[:, -1]
         T_nCC, P_nCC = _ratios(eq_nC2K, k_nCK, decay_nLCK)
 
@@ -98,13 +98,11 @@ class _ChunkedScan(torch.autograd.Function):
         ctx.save_for_backward(k_nCK, eq_nC2K, decay_nLCK, P_nCC, A_nCC, YU_nCKV, M_nKK, S_nKV, R_nCV)
         ctx.scale, ctx.packing, ctx.heads = scale, packing, H  # type: ignore[attr-defined]
         ctx.set_materialize_grads(False)
-        return packing.tokens(o_nCV, H), packing.restore(last_NKV.unflatten(0, (-1, H)))
+        return packing.tokens(o_nCV, H), packing.restore(last_NKV.view(-1, H, K, V))
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(  # type: ignore[override]
-        ctx: FunctionCtx, do: Tensor | None, dfinal: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: FunctionCtx, do: Tensor | None, dfinal: Tensor | None) -> tuple[Tensor | None, ...]:
         k_nCK, eq_nC2K, decay_nLCK, P_nCC, A_nCC, YU_nCKV, M_nKK, S_nKV, R_nCV = ctx.saved_tensors  # type: ignore[attr-defined]
         scale, packing, H = ctx.scale, ctx.packing, ctx.heads  # type: ignore[attr-defined]
         K, V, C = S_nKV.shape[1], S_nKV.shape[2], packing.chunk
@@ -146,7 +144,7 @@ class _ChunkedScan(torch.autograd.Function):
             packing.tokens(deq_nC2K[:, :, 0], H),
             packing.tokens(dright_nCKV[..., K:], H),
             packing.tokens(dg_nCK, H),
-            packing.restore(carry_NKV.unflatten(0, (-1, H))),
+            packing.restore(carry_NKV.view(-1, H, K, V)),
             None,
             None,
         )
@@ -173,13 +171,13 @@ def _anchors(chunk: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _levels(eq_nC2K: Tensor, k_nCK: Tensor, decay_nLCK: Tensor) -> Iterator[tuple[int, int, Tensor, Tensor]]:
     """Per level (its number, h) the rows [n,C/2h,2h,K] and columns [n,C/2h,h,K], both decayed to their anchor."""
-    C = k_nCK.shape[1]
+    n, C, K = k_nCK.shape
     for level in range(decay_nLCK.shape[1] - 2):
         h = 1 << level
-        pair = (C // (2 * h), 2, h)
-        decay = decay_nLCK[:, level].unflatten(1, pair)
-        rows = eq_nC2K.unflatten(1, pair)[:, :, 1] * decay[:, :, 1, :, None]
-        yield level, h, rows, k_nCK.unflatten(1, pair)[:, :, 0] * decay[:, :, 0]
+        pair = (n, C // (2 * h), 2, h)
+        decay = decay_nLCK[:, level].view(*pair, K)
+        rows = eq_nC2K.view(*pair, 2, K)[:, :, 1] * decay[:, :, 1, :, None]
+        yield level, h, rows, k_nCK.view(*pair, K)[:, :, 0] * decay[:, :, 0]
 
 
 def _ratios(eq_nC2K: Tensor, k_nCK: Tensor, decay_nLCK: Tensor) -> tuple[Tensor, Tensor]:
@@ -204,18 +202,18 @@ def _ratios_backward(
     dX_nLCK: Tensor,
 ) -> None:
     """Adds what T and P contribute to deq and dk, and fills the levels of dX; reads the lower triangles alone."""
-    K, C = k_nCK.shape[2], k_nCK.shape[1]
+    n, C, K = k_nCK.shape
     for level, h, rows, columns in _levels(eq_nC2K, k_nCK, decay_nLCK):
-        pair = (C // (2 * h), 2, h)
+        pair = (n, C // (2 * h), 2, h)
         both = torch.stack([_lower(dT_nCC, h), _lower(dP_nCC, h)], 2).permute(0, 4, 1, 2, 3).reshape(-1, 2 * h, h)
         drows = torch.bmm(both, columns.flatten(0, 1)).view_as(rows)
         dcolumns = torch.bmm(both.transpose(1, 2), rows.reshape(-1, 2 * h, K)).view_as(columns)
-        decay, dX = decay_nLCK[:, level].unflatten(1, pair), dX_nLCK[:, level].unflatten(1, pair)
+        decay, dX = decay_nLCK[:, level].view(*pair, K), dX_nLCK[:, level].view(*pair, K)
         dX[:, :, 0] = columns.mul_(dcolumns)
         rows.mul_(drows)
         torch.add(rows[..., 0, :], rows[..., 1, :], out=dX[:, :, 1])
-        dk_nCK.unflatten(1, pair)[:, :, 0].addcmul_(dcolumns, decay[:, :, 0])
-        deq_nC2K.unflatten(1, pair)[:, :, 1].addcmul_(drows, decay[:, :, 1, :, None])
+        dk_nCK.view(*pair, K)[:, :, 0].addcmul_(dcolumns, decay[:, :, 0])
+        deq_nC2K.view(*pair, 2, K)[:, :, 1].addcmul_(drows, decay[:, :, 1, :, None])
     same_nC1 = dP_nCC.diagonal(dim1=1, dim2=2)[..., None]
     deq_nC2K[:, :, 1].addcmul_(same_nC1, k_nCK)
     dk_nCK.addcmul_(same_nC1, eq_nC2K[:, :, 1])
@@ -224,10 +222,11 @@ def _ratios_backward(
 def _lower(x: Tensor, h: int) -> Tensor:
     """View of the blocks (odd block of h rows, the even block of h columns before it) of [...,C,C]: [...,h,h,C/2h]."""
     pair = (x.shape[-1] // (2 * h), 2, h)
-    return x.unflatten(-1, pair).unflatten(-4, pair).diagonal(dim1=-6, dim2=-3)[..., 1, :, 0, :, :]
+    return x.view(*x.shape[:-2], *pair, *pair).diagonal(dim1=-6, dim2=-3)[..., 1, :, 0, :, :]
 
 
 def _unit_inverse(T_nCC: Tensor) -> Tensor:
     """(I + T)^-1 for strictly lower T, by substitution: entries can reach hundreds, so never through powers of T."""
     eye = torch.eye(T_nCC.shape[-1], dtype=T_nCC.dtype, device=T_nCC.device)
-    return torch.linalg.solve_triangular(T_nCC, eye.expand_as(T_nCC), upper=False, unitriangular=True)
+    A_nCC: Tensor = torch.linalg.solve_triangular(T_nCC, eye.expand_as(T_nCC), upper=False, unitriangular=True)
+    return A_nCC

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ def checked_bounds(cu_seqlens: object, q: Tensor) -> list[int] | None:
     if q.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs sequences packed in one row, B = 1; got B = {q.shape[0]}")
     bounds: list[int] = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
+    if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(b < a for a, b in pairwise(bounds)):
         raise ValueError(f"cu_seqlens must start at 0, never fall, and end at T = {q.shape[1]}; got {bounds}")
     return bounds
 

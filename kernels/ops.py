@@ -18,6 +18,8 @@ faster one by length alone, so that equal shapes always give equal bits. The val
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -55,9 +57,9 @@ def gdn2_scan(
     """Scan the Gated DeltaNet-2 recurrence over whole sequences; differentiable in every tensor, once by `chunked`.
 
     q, k, g, b [B,T,H,K]; v, w [B,T,H,V]; mask [B,T]; initial_state [B,H,K,V] or None for zero. With cu_seqlens [N+1]
-    (offsets of N sequences packed in one row) B must be 1 and states are [N,H,K,V]. Returns o [B,T,H,V] in v's dtype and
-    the final state. Where the mask is 0, nothing is erased or written whatever k, v, b and w hold, NaN included; q may
-    still read there (a non-finite q counts as 0). Raises ValueError naming the argument. Source: math.md 1, 2.
+    (offsets of N sequences packed in one row) B must be 1 and states are [N,H,K,V]. Returns o [B,T,H,V] in v's dtype
+    and the final state. Where the mask is 0, nothing is erased or written whatever k, v, b and w hold, NaN included; q
+    may still read there (a non-finite q counts as 0). Raises ValueError naming the argument. Source: math.md 1, 2.
     """
     check_inputs("BTH", {"q": q, "k": k, "v": v, "g": g, "b": b, "w": w})
     check_mask(mask, "B,T", q)
@@ -144,7 +146,9 @@ def _scan(
     if initial_state is None:
         initial_state = q.new_zeros(sequences, H, K, z.shape[-1], dtype=dtype)
     check_tensor("initial_state", initial_state, letters, (sequences, H, K, z.shape[-1]), (dtype,), q.device)
-    longest = T if bounds is None else max(b - a for a, b in zip(bounds, bounds[1:], strict=False))
+    if T == 0:
+        return torch.zeros_like(z), initial_state.clone()
+    longest = T if bounds is None else max(b - a for a, b in pairwise(bounds))
     by_chunks = backend == "chunked" or (backend == "auto" and longest >= CHUNKED_FROM)
     path = chunked.delta_scan if by_chunks else reference.delta_scan
     return path(q, k, e, z, g, scale=number, initial_state=initial_state, bounds=bounds)

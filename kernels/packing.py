@@ -7,6 +7,7 @@ have a chunk of a given number are one contiguous block. The limit: every sequen
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Packing:
             self.sequences = batch
             self._active = [batch] * -(-tokens // chunk)
             return
-        begins, lengths = bounds[:-1], [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+        begins, lengths = bounds[:-1], [b - a for a, b in pairwise(bounds)]
         self.sequences = len(lengths)
         by_length = sorted(range(len(lengths)), key=lambda n: -lengths[n])
         counts = [-(-lengths[n] // chunk) for n in by_length]
@@ -74,13 +75,19 @@ class Packing:
         if self._take is not None:
             flat = x.reshape(-1, heads, self.chunk, D).transpose(1, 2).reshape(-1, heads, D)
             return flat.index_select(0, self._back.to(x.device))[None]
-        cut = x.unflatten(0, (len(self._active), self.sequences, heads)).permute(1, 0, 3, 2, 4)
+        cut = x.view(len(self._active), self.sequences, heads, self.chunk, D).permute(1, 0, 3, 2, 4)
         return cut.reshape(self.sequences, -1, heads, D)[:, : self.length].contiguous()
 
     def order(self, state: Tensor) -> Tensor:
         """A copy of the states [N,H,K,V], longest sequence first."""
-        return state.clone(memory_format=torch.contiguous_format) if self._take is None else state[self._order]
+        return (
+            state.clone(memory_format=torch.contiguous_format)
+            if self._take is None
+            else state[self._order.to(state.device)]
+        )
 
     def restore(self, state: Tensor) -> Tensor:
         """The states [N,H,K,V] back in the caller's order."""
-        return state if self._take is None else torch.empty_like(state).index_copy_(0, self._order, state)
+        if self._take is None:
+            return state
+        return torch.empty_like(state).index_copy_(0, self._order.to(state.device), state)

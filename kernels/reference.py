@@ -17,6 +17,7 @@ The limit: one Python step per token, and autograd keeps every state, so memory 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ def delta_scan(
     if bounds is not None:
         parts = [
             delta_scan(*(x[:, a:b] for x in (q, k, e, z, g)), scale=scale, initial_state=initial_state[n : n + 1])
-            for n, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))
+            for n, (a, b) in enumerate(pairwise(bounds))
         ]
         return torch.cat([o for o, _ in parts], 1), torch.cat([state for _, state in parts], 0)
     out_dtype = z.dtype
@@ -51,7 +52,7 @@ def delta_scan(
     for t in range(q.shape[1]):
         state_BHKV, o_BHV = advance(state_BHKV, q[:, t], k[:, t], e[:, t], z[:, t], g[:, t])
         reads.append(scale * o_BHV)
-    o_BTHV = torch.stack(reads, 1) if reads else torch.zeros_like(z)
+    o_BTHV = torch.stack(reads, 1) if reads else torch.zeros_like(z)  # a packed sequence may be empty
     return o_BTHV.to(out_dtype), state_BHKV
 
 

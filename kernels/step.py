@@ -3,8 +3,8 @@
     S[slot] <- (I - k e^T) Diag(exp g) S[slot] + k z^T
     o        = scale * S[slot]^T q                         e = m b k,  z = m w v
 
-Inference only: no gradient flows through the pool. Each row is computed by products and sums of its own elements, so its
-bits depend neither on the other rows of the call nor on its place among them.
+Inference only: no gradient flows through the pool. Each row is computed by products and sums of its own elements, so
+its bits depend neither on the other rows of the call nor on its place among them.
 
 | symbol | shape | range |
 |---|---|---|
@@ -16,7 +16,6 @@ bits depend neither on the other rows of the call nor on its place among them.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tsgdn2.kernels.reference import advance
@@ -25,10 +24,10 @@ from tsgdn2.kernels.reference import advance
 def delta_step(
     pool: Tensor, slots: Tensor, q: Tensor, k: Tensor, e: Tensor, z: Tensor, g: Tensor, *, scale: float
 ) -> Tensor:
-    """Advance pool[slots] by one token and return the read o [N,H,V] in the pool's dtype; the pool is changed in place.
+    """Advance pool[slots] by one token and return the read o [N,H,V] in the pool's dtype; the pool changes in place.
 
-    q, k, e and z come in the pool's dtype. The arguments are taken as checked: `ops.gdn2_step` is the public door. A row with e = z = g = 0 keeps its state bit
-    for bit. Source: math.md 1.
+    q, k, e and z come in the pool's dtype. The arguments are taken as checked: `ops.gdn2_step` is the public door. A
+    row with e = z = g = 0 keeps its state bit for bit. Source: math.md 1.
     """
     if g.dtype != pool.dtype:
         g = g.to(pool.dtype)

@@ -88,18 +88,18 @@ class Account:
         """Age at which each write of a lane fell or was last seen, and whether it fell."""
         when = self.trace.clocks[lane]
         void = self.events.void[lane].numpy()
-        steps = np.where(self.events.censored[lane].numpy(), when[-1] - when, when[self.events.time[lane].numpy()] - when)
+        steps = np.where(
+            self.events.censored[lane].numpy(), when[-1] - when, when[self.events.time[lane].numpy()] - when
+        )
         return self.clock.age(steps[~void]), ~self.events.censored[lane].numpy()[~void]
 
-    def retention(self, lane: int, head: int, rows: int = 96) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
-        """Retention [rows, tokens] of every write at chosen moments, and their steps: (retention, written, seen)."""
+    def retention(self, lane: int, head: int, tokens: int = 120) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
+        """Retention [seen, written] of the newest writes after each of them, and the steps: (retention, written, seen)."""
         when = self.trace.clocks[lane]
-        first = int((when == PADDING).sum())
+        first = max(int((when == PADDING).sum()), len(when) - tokens)
         part = (slice(lane, lane + 1), slice(first, None), slice(head, head + 1))
-        tokens = len(when) - first
-        times = sorted({round(t) for t in np.linspace(0, tokens - 1, min(rows, tokens))})
-        rho = retention_matrix(self.trace.k[part], self.trace.e[part], self.trace.g[part], times=times)
-        return rho[0, 0].double().numpy(), when[first:], when[first:][times]
+        rho = retention_matrix(self.trace.k[part], self.trace.e[part], self.trace.g[part])
+        return rho[0, 0].double().numpy(), when[first:], when[first:]
 
 
 def account(trace: Trace, period: int, *, threshold: float = 0.1) -> Account:

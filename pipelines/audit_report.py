@@ -90,7 +90,8 @@ def add_retention(report: Report, accounts: Sequence[Account]) -> None:
         halves |= own_halves
     last = accounts[-1]
     chosen = dict(list(curves.items())[:12])
-    span = float(last.clock.age(np.array([np.ptp(last.trace.clocks[0][last.trace.clocks[0] >= 0])]))[0])
+    followed = [when[when >= 0] for when in last.trace.clocks]
+    span = float(last.clock.age(np.array([max(np.ptp(when) for when in followed if len(when))]))[0])
     longest = max((float(age[-1]) for age, _ in chosen.values() if len(age)), default=span)
     report.figure(
         "retention", figures.survival(chosen, halves, last.clock.unit, min(span, 1.15 * longest) or 1.0),
@@ -102,7 +103,10 @@ def add_retention(report: Report, accounts: Sequence[Account]) -> None:
     for name, rows in last.heads.group_by("series", maintain_order=True):
         seen = rows.filter(pl.col("evicted") > 0)
         if seen.height:
-            shares[str(name[0])] = (_column_mean(seen, "energy_lost_to_decay"), _column_mean(seen, "energy_lost_to_erase"))
+            shares[str(name[0])] = (
+                _column_mean(seen, "energy_lost_to_decay"),
+                _column_mean(seen, "energy_lost_to_erase"),
+            )
     if shares:
         ages = {cause: last.evictions.filter(pl.col("cause") == cause)[f"age_{last.clock.unit}"].to_numpy()
                 for cause in ("decay", "erase")}  # fmt: skip
@@ -112,21 +116,34 @@ def add_retention(report: Report, accounts: Sequence[Account]) -> None:
     title = f"{last.trace.lanes[0]}, layer {last.trace.layer}, head 0"
     report.figure(
         "heat_map", figures.heat_map(rho, last.clock.moment(written), last.clock.moment(seen_at), title),
-        "Each column is one write, followed upward in time; dark means gone.",
+        "Each column is one write, followed upward in time; dark means gone. The colours are spread by the square root.",
     )  # fmt: skip
     report.table(*eviction_rows(last), note=(
-        f"The {SHOWN} evictions of the window's end that took the fewest days or hours in each series' turn; all "
-        f"{sum(one.evictions.height for one in accounts):,} are in `evictions.parquet`. An evictor is the later write "
-        "whose erase took most; its share is of the evicted write's energy."
+        f"The newest evictions, a few of each series; all {sum(one.evictions.height for one in accounts):,} are in "
+        "`audit/evictions.parquet`. Times are ends of patches, UTC. The evictor is the later write whose erase took "
+        "most; shares are of the evicted write's energy."
     ))  # fmt: skip
 
 
 def eviction_rows(one: Account) -> tuple[tuple[str, ...], list[dict[str, str]]]:
     """The newest evictions, a few of every series, as text: headings, rows."""
     age = f"age, {one.clock.unit}"
-    columns = ("series", "head", "written", "evicted", age, "cause", "decay took", "erase took", "evictor", "evictor took")
+    columns = (
+        "series",
+        "head",
+        "written",
+        "evicted",
+        age,
+        "cause",
+        "decay took",
+        "erase took",
+        "evictor",
+        "evictor took",
+    )
     each = max(1, SHOWN // max(1, len(one.trace.lanes)))
-    newest = one.evictions.sort("evicted", descending=True).group_by("series", maintain_order=True).head(each).head(SHOWN)
+    newest = (
+        one.evictions.sort("evicted", descending=True).group_by("series", maintain_order=True).head(each).head(SHOWN)
+    )
     rows = []
     for row in newest.iter_rows(named=True):
         evictor = row["evictor_1"]

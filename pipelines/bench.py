@@ -117,7 +117,9 @@ def phases(settings: BenchSettings) -> list[Row]:
         }
         values = {f"CRPS phase {p}": c for p, c in crps.items()}
         worst = max(crps.values()) / min(crps.values())
-        rows.append(row("phases of a patch, ETTh1", {"P": patch}, seed=seed, cpu_seconds=used, worst_over_best=worst, **values))
+        rows.append(
+            row("phases of a patch, ETTh1", {"P": patch}, seed=seed, cpu_seconds=used, worst_over_best=worst, **values)
+        )
     return rows
 
 
@@ -139,10 +141,14 @@ def endurance(settings: BenchSettings) -> list[Row]:
             shape = {"observations": count, "channels": len(names)}
             rows.append(
                 row(
-                    "one stream without end", shape, bytes=online.state_nbytes, mean_us=float(recent.mean() * 1e6),
-                    median_us=float(np.median(recent) * 1e6), closing_us=float(np.quantile(recent, 0.99) * 1e6),
+                    "one stream without end",
+                    shape,
+                    bytes=online.state_nbytes,
+                    mean_us=float(recent.mean() * 1e6),
+                    median_us=float(np.median(recent) * 1e6),
+                    closing_us=float(np.quantile(recent, 0.99) * 1e6),
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
@@ -156,9 +162,14 @@ def memory(settings: BenchSettings) -> list[Row]:
     for seed in settings.seeds:
         data = entries(frame[:cut], "15min")
         estimator = GDN2Estimator(
-            "15min", horizon, context_length=512, seed=seed, trainer_kwargs={"max_epochs": settings.epochs},
-            batch_size=32, num_batches_per_epoch=30,
-        )  # fmt: skip
+            "15min",
+            horizon,
+            context_length=512,
+            seed=seed,
+            trainer_kwargs={"max_epochs": settings.epochs},
+            batch_size=32,
+            num_batches_per_epoch=30,
+        )
         began = time.process_time()
         predictor = estimator.train(data)
         used = time.process_time() - began
@@ -171,10 +182,15 @@ def memory(settings: BenchSettings) -> list[Row]:
         short = crps_of(restarted, labels, online.config.quantiles)
         rows.append(
             row(
-                "ETTm1: streamed from the first row against restarts", {"context": 512, "windows": len(labels)},
-                seed=seed, cpu_seconds=used, streamed=whole, restarts=short, ratio=whole / short,
+                "ETTm1: streamed from the first row against restarts",
+                {"context": 512, "windows": len(labels)},
+                seed=seed,
+                cpu_seconds=used,
+                streamed=whole,
+                restarts=short,
+                ratio=whole / short,
             )
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -212,4 +228,6 @@ def crps_of(quantiles: Floats, labels: Floats, levels: Sequence[float]) -> float
     """Mean weighted sum quantile loss of quantiles [N, H, C, Q] against labels [N, H, C], pooled."""
     error = labels[..., None] - quantiles
     level = np.array(levels)
-    return float(np.nanmean(np.nansum(2 * np.maximum(level * error, (level - 1) * error), (0, 1, 2))) / np.nansum(np.abs(labels)))
+    return float(
+        np.nanmean(np.nansum(2 * np.maximum(level * error, (level - 1) * error), (0, 1, 2))) / np.nansum(np.abs(labels))
+    )

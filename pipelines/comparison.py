@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import polars as pl
 from gluonts.dataset.split import TestData
 from gluonts.model.forecast import Forecast
@@ -23,7 +24,7 @@ from tsgdn2.evaluation.metrics import Judged, Predicts, Score, evaluate, pooled,
 from tsgdn2.evaluation.ridge import RidgeLags
 
 NAIVE, CLIMATE, RIDGE, OURS = "SeasonalNaive", "climatology", "ridge on lags", "GDN-2"
-COLUMNS = ("model", "CRPS rel.", "MASE rel.", "CRPS", "coverage 80 %", "µs / observation", "state bytes")
+COLUMNS = ("model", "CRPS rel.", "MASE rel.", "CRPS", "coverage 80 %", "µs / obs.", "state bytes")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -149,19 +150,21 @@ def baselines(
         yield Model(name=name, judged=evaluate(predictor, test, season=season))
 
 
-def in_order(test: TestData, found: Mapping[tuple[str, object], Forecast]) -> list[Forecast]:
+def in_order(test: TestData, found: Mapping[tuple[str, pd.Period], Forecast]) -> list[Forecast]:
     """Forecasts in the order of the windows, from (item_id, first step); SchemaError when one was not made."""
     out = []
     for label in test.label:
         key = (str(label["item_id"]), label["start"])
         if key not in found:
-            raise SchemaError(f"no forecast of {key[0]} was made for {key[1]}; begin the stream before the first window")
+            raise SchemaError(
+                f"no forecast of {key[0]} was made for {key[1]}; begin the stream before the first window"
+            )
         out.append(found[key])
     return out
 
 
 def number(value: float) -> str:
-    """Three digits or so, for a table."""
+    """Three digits or so, for a table; `-` for what is not known."""
     if not math.isfinite(value):
         return "-"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"
+    return f"{value:.4f}" if abs(value) < 0.1 else f"{value:.3f}" if abs(value) < 10 else f"{value:,.1f}"

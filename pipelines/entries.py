@@ -61,10 +61,13 @@ class RawSeries:
         width = len(standards.known_mean)
         known = standards.known(self.known, "feat_dynamic_real") if width else np.zeros((0, 0))
         return Series(
-            values=self.values, start=self.step, prior_scale=standards.prior_scale(self.item_id, channels), known=known,
+            values=self.values,
+            start=self.step,
+            prior_scale=standards.prior_scale(self.item_id, channels),
+            known=known,
             static_real=standards.static(self.static_real) if standards.static_mean else np.zeros(0),
             static_categories=self.static_categories,
-        )  # fmt: skip
+        )
 
 
 def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: bool) -> RawSeries:

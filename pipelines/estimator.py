@@ -54,17 +54,42 @@ class GDN2Estimator(PyTorchLightningEstimator):
 
     @validated()
     def __init__(
-        self, freq: str, prediction_length: int, *, context_length: int | None = None, target_channels: int = 1,
-        channels: str = "independent", quantiles: Sequence[float] = DECILES, num_feat_dynamic_real: int = 0,
-        num_feat_static_real: int = 0, cardinality: Sequence[int] = (), distr_output: Output | None = None,
-        patch_length: int = 8, width: int = 64, layers: int = 2, heads: int = 4, key_dim: int = 16,
-        value_dim: int = 16, mlp: int = 128, dropout: float = 0.0, mixer: str = "gdn2", decay_from: str = "previous",
-        half_life: float | None = None, lag_skip: int = 0, calendar: Sequence[str] | None = None,
-        norm_max: float = 256.0, channel_names: Sequence[str] | None = None,
-        batch_size: int = 32, num_batches_per_epoch: int = 50, lr: float = 2e-3, weight_decay: float = 0.05,
-        carry_windows: int = 1, validation_share: float = 0.1, seed: int = 0,
+        self,
+        freq: str,
+        prediction_length: int,
+        *,
+        context_length: int | None = None,
+        target_channels: int = 1,
+        channels: str = "independent",
+        quantiles: Sequence[float] = DECILES,
+        num_feat_dynamic_real: int = 0,
+        num_feat_static_real: int = 0,
+        cardinality: Sequence[int] = (),
+        distr_output: Output | None = None,
+        patch_length: int = 8,
+        width: int = 64,
+        layers: int = 2,
+        heads: int = 4,
+        key_dim: int = 16,
+        value_dim: int = 16,
+        mlp: int = 128,
+        dropout: float = 0.0,
+        mixer: str = "gdn2",
+        decay_from: str = "previous",
+        half_life: float | None = None,
+        lag_skip: int = 0,
+        calendar: Sequence[str] | None = None,
+        norm_max: float = 256.0,
+        channel_names: Sequence[str] | None = None,
+        batch_size: int = 32,
+        num_batches_per_epoch: int = 50,
+        lr: float = 2e-3,
+        weight_decay: float = 0.05,
+        carry_windows: int = 1,
+        validation_share: float = 0.1,
+        seed: int = 0,
         trainer_kwargs: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         period = period_ns(freq)
         cycles = calendar_cycles(period) if calendar is None else tuple(calendar)
         distribution = None if distr_output is None else Distribution(distr_output)
@@ -72,25 +97,53 @@ class GDN2Estimator(PyTorchLightningEstimator):
             warnings.simplefilter("ignore", FutureWarning)
             season = get_seasonality(freq)
         self.config = ForecasterConfig(
-            prediction_length=prediction_length, period_ns=period, channels=target_channels, mode=channels,
-            quantiles=tuple(quantiles), outputs=0 if distribution is None else distribution.size,
-            patch_length=patch_length, width=width, layers=layers, heads=heads, key_dim=key_dim, value_dim=value_dim,
-            mlp=mlp, dropout=dropout, mixer=mixer, decay_from=decay_from, norm_max=norm_max, lag_skip=lag_skip,
-            half_life=float(max(64, 14 * season)) if half_life is None else half_life, calendar=cycles,
-            known=num_feat_dynamic_real, static_real=num_feat_static_real, static_cardinalities=tuple(cardinality),
-        )  # fmt: skip
+            prediction_length=prediction_length,
+            period_ns=period,
+            channels=target_channels,
+            mode=channels,
+            quantiles=tuple(quantiles),
+            outputs=0 if distribution is None else distribution.size,
+            patch_length=patch_length,
+            width=width,
+            layers=layers,
+            heads=heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            mlp=mlp,
+            dropout=dropout,
+            mixer=mixer,
+            decay_from=decay_from,
+            norm_max=norm_max,
+            lag_skip=lag_skip,
+            half_life=float(max(64, 14 * season)) if half_life is None else half_life,
+            calendar=cycles,
+            known=num_feat_dynamic_real,
+            static_real=num_feat_static_real,
+            static_cardinalities=tuple(cardinality),
+        )
         self.freq, self.distr_output = freq, distr_output
         self.tokens = 64 if context_length is None else -(-context_length // patch_length)
-        _bounds("context_length", context_length, context_length is None or context_length >= patch_length,
-                f"at least one patch of {patch_length} steps")  # fmt: skip
-        for name, value in (("batch_size", batch_size), ("num_batches_per_epoch", num_batches_per_epoch),
-                            ("carry_windows", carry_windows)):  # fmt: skip
+        _bounds(
+            "context_length",
+            context_length,
+            context_length is None or context_length >= patch_length,
+            f"at least one patch of {patch_length} steps",
+        )
+        for name, value in (
+            ("batch_size", batch_size),
+            ("num_batches_per_epoch", num_batches_per_epoch),
+            ("carry_windows", carry_windows),
+        ):
             _bounds(name, value, value >= 1, ">= 1")
         _bounds("lr", lr, 0 < lr < 1, "in (0, 1)")
         _bounds("weight_decay", weight_decay, 0 <= weight_decay < 1, "in [0, 1)")
         _bounds("validation_share", validation_share, 0 <= validation_share < 1, "in [0, 1)")
-        _bounds("carry_windows", carry_windows, carry_windows == 1 or self.tokens % 64 == 0,
-                "1 unless a window is a multiple of 64 patches (the bound on the state is aligned to 64 commits)")  # fmt: skip
+        _bounds(
+            "carry_windows",
+            carry_windows,
+            carry_windows == 1 or self.tokens % 64 == 0,
+            "1 unless a window is a multiple of 64 patches (the bound on the state is aligned to 64 commits)",
+        )
         names = tuple(channel_names) if channel_names is not None else _default_names(target_channels)
         _bounds("channel_names", names, len(set(names)) == target_channels, f"{target_channels} different names")
         self.channel_names = names
@@ -100,9 +153,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
         super().__init__(trainer_kwargs={"max_epochs": 10, **(trainer_kwargs or {})})
         self.prediction_length = prediction_length
 
-    def train(
-        self, training_data: Dataset, validation_data: Dataset | None = None, **_: object
-    ) -> GDN2Predictor:
+    def train(self, training_data: Dataset, validation_data: Dataset | None = None, **_: object) -> GDN2Predictor:
         """Fit and return the predictor with the best averaged weights."""
         return self.fit(training_data, validation_data).predictor(self)
 
@@ -134,22 +185,39 @@ class GDN2Estimator(PyTorchLightningEstimator):
             _warm(forecaster, start.forecaster)
         epochs = int(self.trainer_kwargs["max_epochs"])
         sampler = WindowSampler(
-            lines, self.config, tokens=self.tokens, batch_size=self.batch_size, batches=self.num_batches_per_epoch,
-            seed=self.seed, carry=self.carry_windows, until=since if validation_data is None else None,
-        )  # fmt: skip
+            lines,
+            self.config,
+            tokens=self.tokens,
+            batch_size=self.batch_size,
+            batches=self.num_batches_per_epoch,
+            seed=self.seed,
+            carry=self.carry_windows,
+            until=since if validation_data is None else None,
+        )
         if sampler.empty:
             raise SchemaError(
                 f"training_data: no series holds one observed patch of {self.config.patch_length} steps before its "
                 "validation part; give longer series, a smaller patch_length or validation_share=0"
             )
-        checks = validation_batches(
-            held_lines, self.config, tokens=self.tokens, since=held_since, seed=self.seed, batch_size=self.batch_size
-        ) if self.validation_share or validation_data is not None else []  # fmt: skip
+        checks = (
+            validation_batches(
+                held_lines,
+                self.config,
+                tokens=self.tokens,
+                since=held_since,
+                seed=self.seed,
+                batch_size=self.batch_size,
+            )
+            if self.validation_share or validation_data is not None
+            else []
+        )
         module = ForecastTraining(
-            forecaster, learning_rate=self.lr, weight_decay=self.weight_decay,
+            forecaster,
+            learning_rate=self.lr,
+            weight_decay=self.weight_decay,
             steps=epochs * self.num_batches_per_epoch,
             likelihood=None if self.distr_output is None else Distribution(self.distr_output),
-        )  # fmt: skip
+        )
         self._run(module, sampler, checks)
         return Fitted(module, standards)
 
@@ -157,9 +225,16 @@ class GDN2Estimator(PyTorchLightningEstimator):
         quiet = logging.getLogger("lightning.pytorch")
         level = quiet.level
         settings = {
-            "accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0,
-            "enable_progress_bar": False, "enable_model_summary": False, "gradient_clip_val": 1.0, **self.trainer_kwargs,
-        }  # fmt: skip
+            "accelerator": "cpu",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "gradient_clip_val": 1.0,
+            **self.trainer_kwargs,
+        }
         if not settings["enable_progress_bar"]:
             quiet.setLevel(logging.ERROR)
         try:
@@ -169,9 +244,10 @@ class GDN2Estimator(PyTorchLightningEstimator):
                 warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
                 trainer = pl.Trainer(**settings)
                 trainer.fit(
-                    module, sampler,
+                    module,
+                    sampler,
                     DataLoader(cast(Any, checks), batch_size=None, collate_fn=_as_it_is) if checks else None,
-                )  # fmt: skip
+                )
         finally:
             quiet.setLevel(level)
 
@@ -208,9 +284,13 @@ class Fitted:
     def predictor(self, estimator: GDN2Estimator) -> GDN2Predictor:
         """The weights in a predictor of their own."""
         made = GDN2Predictor(
-            config_json=estimator.config.to_json(), standards_json=self.standards.to_json(), freq=estimator.freq,
-            channels=list(estimator.channel_names), batch_size=32, distr_output=estimator.distr_output,
-        )  # fmt: skip
+            config_json=estimator.config.to_json(),
+            standards_json=self.standards.to_json(),
+            freq=estimator.freq,
+            channels=list(estimator.channel_names),
+            batch_size=32,
+            distr_output=estimator.distr_output,
+        )
         made.forecaster.load_state_dict(self.forecaster.state_dict())
         made.history = self.history
         return made
@@ -235,9 +315,13 @@ def _standards(raw: list[RawSeries], cut: list[int], config: ForecasterConfig) -
     mean, scale = _moments(known) if config.known else (np.zeros(0), np.zeros(0))
     static_mean, static_scale = _moments(static) if config.static_real else (np.zeros(0), np.zeros(0))
     return Standards(
-        default=tuple(whole.tolist()), prior=named, known_mean=tuple(mean.tolist()), known_scale=tuple(scale.tolist()),
-        static_mean=tuple(static_mean.tolist()), static_scale=tuple(static_scale.tolist()),
-    )  # fmt: skip
+        default=tuple(whole.tolist()),
+        prior=named,
+        known_mean=tuple(mean.tolist()),
+        known_scale=tuple(scale.tolist()),
+        static_mean=tuple(static_mean.tolist()),
+        static_scale=tuple(static_scale.tolist()),
+    )
 
 
 def _deviation(values: Floats) -> float:

@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import matplotlib as mpl
+import matplotlib.colors
+import matplotlib.lines
+import matplotlib.patches
+import matplotlib.ticker
 import numpy as np
 from matplotlib import dates
 from matplotlib.axes import Axes
@@ -59,11 +63,17 @@ def bands(panels: Sequence[Panel]) -> bytes:
         figure, axes = _grid(lines, columns, width=4.3 * columns, height=2.35 * lines + 0.5)
         for axis, panel in zip(axes, panels, strict=False):
             for low, high, alpha in _pairs(panel.levels):
-                axis.fill_between(panel.times, panel.quantiles[low], panel.quantiles[high], color=BLUE, alpha=alpha, lw=0)
+                axis.fill_between(
+                    panel.times, panel.quantiles[low], panel.quantiles[high], color=BLUE, alpha=alpha, lw=0
+                )
             middle = int(np.abs(np.array(panel.levels) - 0.5).argmin())
             axis.plot(panel.times, panel.quantiles[middle], color=BLUE, lw=1.4)
             axis.plot(panel.times, panel.truth, color=INK, lw=1.0)
-            lonely = np.isfinite(panel.truth) & ~np.isfinite(np.roll(panel.truth, 1)) & ~np.isfinite(np.roll(panel.truth, -1))
+            lonely = (
+                np.isfinite(panel.truth)
+                & ~np.isfinite(np.roll(panel.truth, 1))
+                & ~np.isfinite(np.roll(panel.truth, -1))
+            )
             axis.plot(panel.times[lonely], panel.truth[lonely], color=INK, ls="", marker="o", ms=2.5)
             for origin in panel.origins:
                 axis.axvline(origin, color="#b8c0c8", lw=0.7, ls=(0, (2, 2)))  # type: ignore[arg-type]
@@ -112,7 +122,9 @@ def relative_scores(scores: Mapping[str, Mapping[str, float]]) -> bytes:
         for number, (name, found) in enumerate(scores.items()):
             colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
             values = [found[g] for g in groups]
-            axis.scatter(values, y, color=colour, marker=mark, s=64 if not number else 38, label=name, zorder=3 - 0.1 * number)
+            axis.scatter(
+                values, y, color=colour, marker=mark, s=64 if not number else 38, label=name, zorder=3 - 0.1 * number
+            )
         axis.axvline(1, color=INK, lw=1)
         axis.set_yticks(y, groups)
         axis.set_xscale("log")
@@ -131,7 +143,10 @@ def survival(curves: Mapping[str, tuple[Array, Array]], halves: Mapping[str, flo
         figure, (axis,) = _grid(1, 1, width=8.6, height=4.2)
         dashes = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
         for number, (name, (age, share)) in enumerate(curves.items()):
-            x, y = np.concatenate([[0.0], age, [span]]), np.concatenate([[1.0], share, share[-1:] if len(share) else [1.0]])
+            x, y = (
+                np.concatenate([[0.0], age, [span]]),
+                np.concatenate([[1.0], share, share[-1:] if len(share) else [1.0]]),
+            )
             half = halves[name]
             said = f"half-life {half:,.3g} {unit}" if np.isfinite(half) else "more than half survive"
             axis.step(x, 100 * y, where="post", color=COLOURS[number % len(COLOURS)],
@@ -149,13 +164,14 @@ def heat_map(retention: Array, written: NDArray[np.datetime64], seen: NDArray[np
         figure, (axis,) = _grid(1, 1, width=8.6, height=4.6)
         later = seen[:, None] >= written[None, :]
         shown = np.where(later, np.clip(retention, 0.0, 1.0), np.nan)
-        image = axis.pcolormesh(written, seen, shown, cmap="cividis", vmin=0, vmax=1, shading="nearest")
-        bar = figure.colorbar(image, ax=axis, pad=0.02)
+        image = axis.pcolormesh(
+            written, seen, shown, cmap="cividis", shading="nearest", norm=mpl.colors.PowerNorm(0.5, 0, 1)
+        )
+        bar = figure.colorbar(image, ax=axis, pad=0.02, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
         bar.set_label("retention of the write, |r| / |k|")
-        for part, where in ((axis.xaxis, "x"), (axis.yaxis, "y")):
+        for part in (axis.xaxis, axis.yaxis):
             part.set_major_locator(dates.AutoDateLocator(maxticks=7))
             part.set_major_formatter(dates.DateFormatter("%-d %b"))
-            axis.tick_params(axis=where)  # type: ignore[arg-type]
         axis.set(title=title, xlabel="written", ylabel="looked at")
         return _png(figure)
 
@@ -171,7 +187,7 @@ def causes(shares: Mapping[str, tuple[float, float]], ages: Mapping[str, Array],
         left.set_yticks(y, list(shares))
         left.set(title="Why writes were evicted", xlabel="energy lost until the eviction, % of the write")
         left.grid(axis="y", visible=False)
-        left.legend(loc="upper center", bbox_to_anchor=(0.4, -0.22), ncols=2, fontsize=9.5)
+        figure.legend(loc="outside lower left", ncols=2, fontsize=9.5)
         names = {"decay": SKY, "erase": RED}
         filled = {name: own for name, own in ages.items() if len(own)}
         if filled:
@@ -190,7 +206,9 @@ def losses(history: Sequence[Mapping[str, float]]) -> bytes:
         for name, colour, mark in (("train_loss", ORANGE, "s"), ("val_loss", BLUE, "o")):
             points = [(row["step"], row[name]) for row in history if name in row]
             if points:
-                axis.plot(*zip(*points, strict=True), color=colour, marker=mark, ms=4, lw=1.6, label=name.replace("_", " "))
+                axis.plot(
+                    *zip(*points, strict=True), color=colour, marker=mark, ms=4, lw=1.6, label=name.replace("_", " ")
+                )
         axis.set(title="Training", xlabel="step", ylabel="quantile loss, standard units")
         axis.legend()
         return _png(figure)

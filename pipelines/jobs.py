@@ -261,7 +261,7 @@ class AuditSync:
 
 
 # Job name on the command line: its options, and the module and function that run it.
-JOBS: Final[dict[str, tuple[type, str]]] = {
+JOBS: Final[dict[str, tuple[type[Job] | type[AuditSync], str]]] = {
     "quickstart": (Quickstart, "quickstart"),
     "train": (Train, "train"),
     "backtest": (Backtest, "backtest"),

@@ -35,9 +35,15 @@ class ForecastTraining(LightningModule):
     """One forecaster under training."""
 
     def __init__(
-        self, forecaster: Forecaster, *, learning_rate: float, weight_decay: float, steps: int, average: float = 0.99,
+        self,
+        forecaster: Forecaster,
+        *,
+        learning_rate: float,
+        weight_decay: float,
+        steps: int,
+        average: float = 0.99,
         likelihood: Likelihood | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.forecaster = forecaster
         self.averaged = copy.deepcopy(forecaster).requires_grad_(requires_grad=False)

@@ -41,9 +41,17 @@ class WindowSampler:
     """An endless stream of batches; two samplers with the same seed give the same batches."""
 
     def __init__(
-        self, timelines: Timelines, config: ForecasterConfig, *, tokens: int, batch_size: int, batches: int, seed: int,
-        carry: int = 1, until: Ints | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        timelines: Timelines,
+        config: ForecasterConfig,
+        *,
+        tokens: int,
+        batch_size: int,
+        batches: int,
+        seed: int,
+        carry: int = 1,
+        until: Ints | None = None,
+    ) -> None:
         self.timelines, self.config = timelines, config
         self.tokens, self.batch_size, self.batches, self.carry = tokens, batch_size, batches, carry
         self.rng = np.random.default_rng(seed)
@@ -66,11 +74,17 @@ class WindowSampler:
                 runs = self._draw()
             part = slice((index % self.carry) * self.tokens, (index % self.carry + 1) * self.tokens)
             yield assemble(
-                self.timelines, self.config, [(lane, clocks[part], nexts[part]) for lane, clocks, nexts in runs],
-                self.rng, until=self.until, previous=[clocks[part.start - 1] if part.start and len(clocks) >= part.start
-                                                      else None for _, clocks, _ in runs],
+                self.timelines,
+                self.config,
+                [(lane, clocks[part], nexts[part]) for lane, clocks, nexts in runs],
+                self.rng,
+                until=self.until,
+                previous=[
+                    clocks[part.start - 1] if part.start and len(clocks) >= part.start else None
+                    for _, clocks, _ in runs
+                ],
                 fresh=index % self.carry == 0,
-            )  # fmt: skip
+            )
 
     def _draw(self) -> list[tuple[int, Ints, Ints]]:
         """For each row of a batch: a lane, the clocks of its commits and of the commit after each."""
@@ -103,9 +117,14 @@ def validation_batches(
     for at in range(0, len(runs), batch_size):
         part = runs[at : at + batch_size]
         batch = assemble(
-            timelines, config, [run[:3] for run in part], rng, until=timelines.start + timelines.steps,
-            previous=[None] * len(part), fresh=True,
-        )  # fmt: skip
+            timelines,
+            config,
+            [run[:3] for run in part],
+            rng,
+            until=timelines.start + timelines.steps,
+            previous=[None] * len(part),
+            fresh=True,
+        )
         for row, (*_, warm) in enumerate(part):
             batch.weight[row, :warm] = False
         out.append(batch)
@@ -113,9 +132,15 @@ def validation_batches(
 
 
 def assemble(
-    timelines: Timelines, config: ForecasterConfig, runs: list[tuple[int, Ints, Ints]], rng: np.random.Generator, *,
-    until: Ints, previous: list[np.int64 | None], fresh: bool,
-) -> Batch:  # fmt: skip
+    timelines: Timelines,
+    config: ForecasterConfig,
+    runs: list[tuple[int, Ints, Ints]],
+    rng: np.random.Generator,
+    *,
+    until: Ints,
+    previous: list[np.int64 | None],
+    fresh: bool,
+) -> Batch:
     """Pad runs of (lane, commit clocks, next commit clocks) to one batch; targets at or after `until` weigh nothing."""
     patch = config.patch_length
     length = np.array([len(clocks) for _, clocks, _ in runs])
@@ -136,15 +161,22 @@ def assemble(
         query[..., None] + np.arange(1, timelines.horizon + 1) < until[lane][..., None]
     )
     queries = QueryInputs(
-        timelines.windows(lane, query, patch), timelines.future(lane, query),
+        timelines.windows(lane, query, patch),
+        timelines.future(lane, query),
         timelines.lags(lane, query, config.lag_skip),
-    )  # fmt: skip
+    )
     return Batch(
-        commits=timelines.windows(lane, clock, patch), elapsed=elapsed, length=from_numpy(length), queries=queries,
-        query_elapsed=(query - clock) / patch, static_real=timelines.static_real[lane[:, 0]],
-        static_categories=timelines.static_categories[lane[:, 0]], target=target, weight=seen & valid[..., None],
+        commits=timelines.windows(lane, clock, patch),
+        elapsed=elapsed,
+        length=from_numpy(length),
+        queries=queries,
+        query_elapsed=(query - clock) / patch,
+        static_real=timelines.static_real[lane[:, 0]],
+        static_categories=timelines.static_categories[lane[:, 0]],
+        target=target,
+        weight=seen & valid[..., None],
         fresh=fresh,
-    )  # fmt: skip
+    )
 
 
 def _span(clocks: Ints, first: int, stop: int, patch: int) -> tuple[Ints, Ints]:

@@ -41,18 +41,29 @@ class GDN2Predictor(PyTorchPredictor):
 
     @validated()
     def __init__(
-        self, config_json: str, standards_json: str, freq: str, channels: list[str], batch_size: int = 32,
-        distr_output: Output | None = None, num_samples: int = 100, device: str = "cpu",
-    ) -> None:  # fmt: skip
+        self,
+        config_json: str,
+        standards_json: str,
+        freq: str,
+        channels: list[str],
+        batch_size: int = 32,
+        distr_output: Output | None = None,
+        num_samples: int = 100,
+        device: str = "cpu",
+    ) -> None:
         self.config = ForecasterConfig.from_json(config_json)
         self.standards = Standards.from_json(standards_json)
         self.freq, self.channels = freq, tuple(channels)
         self.num_samples = num_samples
         self.distribution = None if distr_output is None else Distribution(distr_output)
         super().__init__(
-            input_names=["target"], prediction_net=Forecaster(self.config), batch_size=batch_size,
-            prediction_length=self.config.prediction_length, input_transform=Identity(), device=device,
-        )  # fmt: skip
+            input_names=["target"],
+            prediction_net=Forecaster(self.config),
+            batch_size=batch_size,
+            prediction_length=self.config.prediction_length,
+            input_transform=Identity(),
+            device=device,
+        )
 
     @property
     def forecaster(self) -> Forecaster:
@@ -96,9 +107,7 @@ class GDN2Predictor(PyTorchPredictor):
         lane = np.arange(len(lines))
         clock = lines.start + lines.steps - 1
         patch = config.patch_length
-        commits = [
-            lines.commit_clocks(i, patch, before=int(clock[i] // patch * patch)) for i in range(len(lines))
-        ]
+        commits = [lines.commit_clocks(i, patch, before=int(clock[i] // patch * patch)) for i in range(len(lines))]
         length = np.array([len(c) for c in commits])
         size = max(1, int(length.max()))
         ends = np.repeat(lines.start[:, None], size, 1)

@@ -130,7 +130,8 @@ def _stream(
     online = OnlinePredictor.from_predictor(predictor, channels=source.channels, audit=config)
     end = _step(protocol.end, source.period) + 1
     origins = [
-        end - protocol.prediction_length - number * protocol.distance - 1 for number in reversed(range(protocol.windows))
+        end - protocol.prediction_length - number * protocol.distance - 1
+        for number in reversed(range(protocol.windows))
     ]
     with screen.phase("streaming", total=source.frame.height) as phase:
         return online, stream_frame(online, source.frame, origins, tick=phase.advance)
@@ -214,7 +215,9 @@ def _show(
 ) -> None:
     """Print the table and where things are."""
     channels, days = len(comparison.groups[OURS]), len(set(comparison.models[0].judged.windows))
-    screen.table(f"New York weather, {channels} channels, {days} days, horizon 24 h", COLUMNS, comparison.rows(), first=OURS)
+    screen.table(
+        f"New York weather, {channels} channels, {days} days, horizon 24 h", COLUMNS, comparison.rows(), first=OURS
+    )
     lost = comparison.lost(OURS)
     screen.say(f"GDN-2 is beaten in {len(lost)} of {channels} channels: {'; '.join(lost) or 'none'}")
     screen.say(

@@ -18,7 +18,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
-__all__ = ["Phase", "Screen", "Table"]
+WIDTH = 110  # of a table that goes to a file or a pipe
 
 
 @dataclass(eq=False)
@@ -44,7 +44,8 @@ class Screen:
 
     def __post_init__(self) -> None:
         """Open both streams as they are now."""
-        self.results, self.status = Console(highlight=False), Console(stderr=True, highlight=False)
+        wide = None if Console().is_terminal else WIDTH
+        self.results, self.status = Console(highlight=False, width=wide), Console(stderr=True, highlight=False)
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Phase]:
@@ -73,7 +74,7 @@ class Screen:
         """Print one table; the row called `first` in the first column is set in bold."""
         table = Table(title=title, title_justify="left", header_style="bold")
         for number, name in enumerate(columns):
-            table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
+            table.add_column(name, justify="left" if number == 0 else "right")
         for row in rows:
             table.add_row(*(row[name] for name in columns), style="bold" if row[columns[0]] == first else "")
         self.results.print(table)

@@ -93,7 +93,7 @@ def open_source(data: str, columns: DataOptions) -> Source:
         season, word = max(1, round(DAY_NS / period)), Path(data).name.split(".")[0]
     else:
         known = ", ".join((*SHORT, *(f"ett:{n}" if n.startswith("ETT") else n for n in catalog.SETS)))
-        raise DataError(f"data: must be a file or one of {known}, got {data!r}, which is neither here; check the path")
+        raise DataError(f"data: must be a file or one of {known}, got {data!r}; check the path")
     if columns.channels and word in catalog.SETS:
         frame = frame.select(STREAM, TIME, *_present(columns.channels, channels(frame), data))
     if columns.period:
@@ -114,7 +114,9 @@ def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
         return read(path, Layout(channels=columns.channels))
     time = columns.time or _first(TIMES, table.columns)
     if time is None:
-        raise DataError(f"columns.time: {path.name} has none of {', '.join(TIMES)}, only {table.columns}; name its column")
+        raise DataError(
+            f"columns.time: {path.name} has none of {', '.join(TIMES)}, only {table.columns}; name its column"
+        )
     stream = columns.stream or _first(STREAMS, table.columns)
     numeric = [name for name, kind in table.schema.items() if kind.is_numeric() and name not in (time, stream)]
     kept = _present(columns.channels, numeric, path.name) if columns.channels else tuple(numeric)
@@ -129,7 +131,9 @@ def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
 def _present(wanted: Sequence[str], known: Sequence[str], origin: str) -> tuple[str, ...]:
     absent = [name for name in wanted if name not in known]
     if absent:
-        raise DataError(f"columns.channels: {origin} has no numeric column {absent[0]!r}, only {list(known)}; rename it")
+        raise DataError(
+            f"columns.channels: {origin} has no numeric column {absent[0]!r}, only {list(known)}; rename it"
+        )
     return tuple(wanted)
 
 

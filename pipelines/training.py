@@ -8,6 +8,7 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pandas as pd
 
 from tsgdn2.pipelines.estimator import GDN2Estimator
@@ -28,10 +29,11 @@ def estimator(
     trainer: dict[str, object] = {"max_epochs": epochs, "callbacks": [training_callback(phase)]}
     if seconds is not None:
         trainer["max_time"] = {"seconds": seconds}
-    return GDN2Estimator(
+    made: GDN2Estimator = GDN2Estimator(
         freq, prediction_length, num_batches_per_epoch=batches, trainer_kwargs=trainer,
         target_channels=max(1, len(channels)), channel_names=list(channels) or None, **options,
     )  # fmt: skip
+    return made
 
 
 def record_options(run: Run, job: Job) -> None:
@@ -48,12 +50,17 @@ def record_training(run: Run, predictor: GDN2Predictor) -> None:
 
 
 def record_model(
-    run: Run, folder: Path, predictor: GDN2Predictor, entries: Sequence[Mapping[str, object]], *, name: str | None = None
+    run: Run,
+    folder: Path,
+    predictor: GDN2Predictor,
+    entries: Sequence[Mapping[str, object]],
+    *,
+    name: str | None = None,
 ) -> None:
     """Log the serialized predictor as a pyfunc model; its example is the first steps of the first entry."""
     entry = entries[0]
-    target = pd.DataFrame(entry["target"] if len(predictor.channels) > 1 else [entry["target"]]).T  # type: ignore[list-item]
-    target = target.head(EXAMPLE_STEPS).set_axis(list(predictor.channels), axis=1)
+    values = np.atleast_2d(np.asarray(entry["target"], np.float64))[:, :EXAMPLE_STEPS]
+    target = pd.DataFrame(dict(zip(predictor.channels, values, strict=True)))
     start = cast(pd.Period, entry["start"])
     times = pd.period_range(start, periods=len(target), freq=start.freq).to_timestamp()
     keys = pd.DataFrame({"item_id": str(entry.get("item_id", "0")), "timestamp": times})

@@ -128,16 +128,29 @@ class Engine:
         return written, after
 
     def _observe(
-        self, lanes: Ints, before: ForecasterState, traces: list[dict[str, Tensor]], real: int, clock: Ints, cohort: Ints
+        self,
+        lanes: Ints,
+        before: ForecasterState,
+        traces: list[dict[str, Tensor]],
+        real: int,
+        clock: Ints,
+        cohort: Ints,
     ) -> None:
         assert self.audit is not None
         for layer, trace in enumerate(traces):
             if trace and self.audit.samples(layer):
                 self.audit.update(
-                    torch.from_numpy(lanes), layer, before.layers[layer]["memory"], trace["k"][:real],
-                    trace["e"][:real], trace["z"][:real], trace["g"][:real], trace["factor"][:real],
-                    torch.from_numpy(clock), torch.from_numpy(cohort),
-                )  # fmt: skip
+                    torch.from_numpy(lanes),
+                    layer,
+                    before.layers[layer]["memory"],
+                    trace["k"][:real],
+                    trace["e"][:real],
+                    trace["z"][:real],
+                    trace["g"][:real],
+                    trace["factor"][:real],
+                    torch.from_numpy(clock),
+                    torch.from_numpy(cohort),
+                )
 
     def _lane_windows(
         self, slots: Ints, clock: Ints, values: Floats, seen: np.ndarray, mean: Floats, scale: Floats, known: Floats
@@ -145,9 +158,14 @@ class Engine:
         lanes = self.config.lanes
         since = self.slab.since(slots, clock)
         return Windows(
-            values=self._split(values), seen=self._split(seen), mean=self._split(mean), scale=self._split(scale),
-            since=self._split(since), clock=np.repeat(clock, lanes), known=np.repeat(known, lanes, axis=0),
-        )  # fmt: skip
+            values=self._split(values),
+            seen=self._split(seen),
+            mean=self._split(mean),
+            scale=self._split(scale),
+            since=self._split(since),
+            clock=np.repeat(clock, lanes),
+            known=np.repeat(known, lanes, axis=0),
+        )
 
     def _split(self, x: np.ndarray) -> np.ndarray:
         """[N, .., C] -> [N * lanes, .., lane C]."""

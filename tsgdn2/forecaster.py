@@ -86,8 +86,17 @@ class ForecasterConfig:
 
     def __post_init__(self) -> None:
         """Check every bound; ConfigError names the field."""
-        for name in ("prediction_length", "channels", "patch_length", "width", "layers", "heads", "key_dim", "value_dim",
-                     "mlp"):  # fmt: skip
+        for name in (
+            "prediction_length",
+            "channels",
+            "patch_length",
+            "width",
+            "layers",
+            "heads",
+            "key_dim",
+            "value_dim",
+            "mlp",
+        ):
             _require(name, getattr(self, name), ">= 1", getattr(self, name) >= 1)
         for name in ("period_ns", "outputs", "lag_skip", "known", "static_real"):
             _require(name, getattr(self, name), ">= 0", getattr(self, name) >= 0)
@@ -100,10 +109,18 @@ class ForecasterConfig:
         _require("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
         _require("norm_max", self.norm_max, "> 0 and finite", 0 < self.norm_max < float("inf"))
         _require("half_life", self.half_life, "> 0 (inf forgets nothing)", self.half_life > 0)
-        _require("calendar", self.calendar, f"names among {tuple(clock.CYCLES_NS)}",
-                 set(self.calendar) <= set(clock.CYCLES_NS))  # fmt: skip
-        _require("static_cardinalities", self.static_cardinalities, "each >= 1", all(
-            c >= 1 for c in self.static_cardinalities))  # fmt: skip
+        _require(
+            "calendar",
+            self.calendar,
+            f"names among {tuple(clock.CYCLES_NS)}",
+            set(self.calendar) <= set(clock.CYCLES_NS),
+        )
+        _require(
+            "static_cardinalities",
+            self.static_cardinalities,
+            "each >= 1",
+            all(c >= 1 for c in self.static_cardinalities),
+        )
 
     @property
     def lanes(self) -> int:
@@ -156,17 +173,26 @@ class Forecaster(nn.Module):
         static = config.static_real + sum(_embedding_dim(c) for c in config.static_cardinalities)
         self.embeddings = nn.ModuleList(nn.Embedding(c, _embedding_dim(c)) for c in config.static_cardinalities)
         self.patcher = SensorPatcher(
-            patch_length=config.patch_length, channels=config.lane_channels, width=config.width, known=config.known,
-            static=static, period_ns=config.period_ns, cycles=config.calendar,
-        )  # fmt: skip
+            patch_length=config.patch_length,
+            channels=config.lane_channels,
+            width=config.width,
+            known=config.known,
+            static=static,
+            period_ns=config.period_ns,
+            cycles=config.calendar,
+        )
         self.blocks = nn.ModuleList(
             Block(config.width, config.mlp, _mixer(config), config.dropout) for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.head = HorizonHead(
-            width=config.width, horizon=config.prediction_length, channels=config.lane_channels,
-            outputs=config.outputs or len(config.quantiles), known=config.known, lag_skip=config.lag_skip,
-        )  # fmt: skip
+            width=config.width,
+            horizon=config.prediction_length,
+            channels=config.lane_channels,
+            outputs=config.outputs or len(config.quantiles),
+            known=config.known,
+            lag_skip=config.lag_skip,
+        )
         if not config.outputs:
             normal = torch.special.ndtri(torch.tensor(config.quantiles, dtype=torch.float64))
             bias = (0.7 * normal).repeat(config.prediction_length * config.lane_channels)
@@ -192,9 +218,15 @@ class Forecaster(nn.Module):
         return torch.cat(parts, -1)
 
     def forward(
-        self, commits: Windows, elapsed: Floats, length: Tensor, queries: QueryInputs, query_elapsed: Floats,
-        static: Tensor, state: ForecasterState | None = None,
-    ) -> tuple[Tensor, ForecasterState]:  # fmt: skip
+        self,
+        commits: Windows,
+        elapsed: Floats,
+        length: Tensor,
+        queries: QueryInputs,
+        query_elapsed: Floats,
+        static: Tensor,
+        state: ForecasterState | None = None,
+    ) -> tuple[Tensor, ForecasterState]:
         """Train: N commits, a query after each. Returns head outputs [B,N,H,C,Q] (standardised) and the state."""
         static_n = static[:, None].expand(-1, elapsed.shape[1], -1)
         stream, after = self._commits(commits, elapsed, length, static_n, state)
@@ -259,9 +291,13 @@ class Forecaster(nn.Module):
 def _mixer(config: ForecasterConfig) -> Mixer:
     if config.mixer == "gdn2":
         return GDN2Mixer(
-            config.width, heads=config.heads, key_dim=config.key_dim, value_dim=config.value_dim,
-            norm_max=config.norm_max, decay_from=config.decay_from,
-        )  # fmt: skip
+            config.width,
+            heads=config.heads,
+            key_dim=config.key_dim,
+            value_dim=config.value_dim,
+            norm_max=config.norm_max,
+            decay_from=config.decay_from,
+        )
     if config.mixer == "lstm":
         return LSTMMixer(config.width, config.heads * config.value_dim)
     return NoMixer(config.width)

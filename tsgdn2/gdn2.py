@@ -98,8 +98,9 @@ class GDN2Mixer(Mixer):
         last = commits.length
         after = {
             "memory": memory,
-            "inputs": inputs.gather(1, (last[:, None] + torch.arange(3, device=q.device))[..., None].expand(
-                -1, -1, inputs.shape[2])),  # fmt: skip
+            "inputs": inputs.gather(
+                1, (last[:, None] + torch.arange(3, device=q.device))[..., None].expand(-1, -1, inputs.shape[2])
+            ),
             "rate": torch.cat([state["rate"][:, None], rate], 1)[torch.arange(len(last), device=q.device), last],
         }
         commit_y = self._output(o, gate_low) if o is not None else None
@@ -147,9 +148,19 @@ class GDN2Mixer(Mixer):
         return self._output(o, gate_low)
 
     def _scan(
-        self, q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, m: Tensor, query_q: Tensor | None,
-        commit_output: bool, memory: Tensor, commits: Commits,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        g: Tensor,
+        b: Tensor,
+        w: Tensor,
+        m: Tensor,
+        query_q: Tensor | None,
+        commit_output: bool,
+        memory: Tensor,
+        commits: Commits,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Scan in segments that end where the norm is bounded. Returns (memory, commit reads, query reads)."""
         both = query_q is not None and commit_output
         if query_q is not None:
@@ -165,9 +176,15 @@ class GDN2Mixer(Mixer):
             end = min(tokens, begin + stride * (BOUND_EVERY - phase))
             part = slice(begin, end)
             o, memory = gdn2_scan(
-                q[:, part], k[:, part], v[:, part], g[:, part], b[:, part], w[:, part], mask=m[:, part],
+                q[:, part],
+                k[:, part],
+                v[:, part],
+                g[:, part],
+                b[:, part],
+                w[:, part],
+                mask=m[:, part],
                 initial_state=memory,
-            )  # fmt: skip
+            )
             if (phase + (end - begin) // stride) == BOUND_EVERY:
                 reached = (commits.length * stride >= end)[:, None]
                 factor = torch.where(reached, bound_factor(memory, self.norm_max), 1.0)

@@ -63,9 +63,15 @@ class OnlinePredictor:
     """Many streams behind two verbs, `observe` and `forecast`, in constant time and memory per observation."""
 
     def __init__(
-        self, forecaster: Forecaster, standards: Standards, *, channels: Sequence[str], freq: str,
-        late: Late = "raise", audit: AuditConfig | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        forecaster: Forecaster,
+        standards: Standards,
+        *,
+        channels: Sequence[str],
+        freq: str,
+        late: Late = "raise",
+        audit: AuditConfig | None = None,
+    ) -> None:
         config = forecaster.config
         if config.period_ns == 0:
             raise ConfigError(f"freq: {freq!r} has no fixed period, so it has no absolute grid; stream a fixed one")
@@ -88,9 +94,13 @@ class OnlinePredictor:
 
     @classmethod
     def from_predictor(
-        cls, predictor: Trained, *, channels: Sequence[str] | None = None, late: Late = "raise",
+        cls,
+        predictor: Trained,
+        *,
+        channels: Sequence[str] | None = None,
+        late: Late = "raise",
         audit: AuditConfig | None = None,
-    ) -> Self:  # fmt: skip
+    ) -> Self:
         """Stream a trained predictor. An independent model serves any `channels`; others keep those of training."""
         forecaster = predictor.forecaster
         names = tuple(channels) if channels is not None else predictor.channels
@@ -113,9 +123,14 @@ class OnlinePredictor:
         return dict(zip(COUNTERS, self._slab.counters[self._slot(stream)].tolist(), strict=True))
 
     def observe(
-        self, stream: str, time: Time, values: intake.Values, *, known: ArrayLike | None = None,
+        self,
+        stream: str,
+        time: Time,
+        values: intake.Values,
+        *,
+        known: ArrayLike | None = None,
         static: ArrayLike | None = None,
-    ) -> Observation:  # fmt: skip
+    ) -> Observation:
         """Update one stream with one moment.
 
         values: array [C] or {channel: value}, NaN or None is missing. known [F]: covariates of this moment; static
@@ -202,10 +217,15 @@ class OnlinePredictor:
         tensors = {f"model.{name}": t for name, t in self.forecaster.state_dict().items()}
         tensors |= self._slab.tensors(rows)
         facts = {
-            "config": self.config.to_json(), "standards": self.standards.to_json(), "freq": self.freq,
-            "late": self.late, "channels": json.dumps(self.channels), "streams": json.dumps(list(self._slots)),
-            "fingerprint": self.config.fingerprint, "audit": "",
-        }  # fmt: skip
+            "config": self.config.to_json(),
+            "standards": self.standards.to_json(),
+            "freq": self.freq,
+            "late": self.late,
+            "channels": json.dumps(self.channels),
+            "streams": json.dumps(list(self._slots)),
+            "fingerprint": self.config.fingerprint,
+            "audit": "",
+        }
         if self.audit is not None:
             tensors |= {f"audit.{name}": t for name, t in self.audit.state_tensors().items()}
             facts["audit"] = json.dumps(asdict(self.audit.config))
@@ -220,10 +240,13 @@ class OnlinePredictor:
             forecaster = Forecaster(config).to(tensors["model.norm.weight"].dtype)
             forecaster.load_state_dict(_part(tensors, "model."))
             online = cls(
-                forecaster, Standards.from_json(facts["standards"]), channels=json.loads(facts["channels"]),
-                freq=facts["freq"], late="drop" if facts["late"] == "drop" else "raise",
+                forecaster,
+                Standards.from_json(facts["standards"]),
+                channels=json.loads(facts["channels"]),
+                freq=facts["freq"],
+                late="drop" if facts["late"] == "drop" else "raise",
                 audit=_audit_config(facts["audit"]),
-            )  # fmt: skip
+            )
             names = json.loads(facts["streams"])
             online._slab.restore(tensors, len(names))
             if online.audit is not None:
@@ -294,9 +317,8 @@ def _audit(config: AuditConfig | None, forecaster: Forecaster) -> OnlineAudit | 
     if cfg.mixer != "gdn2":
         raise ConfigError(f"audit: only a gdn2 state can be audited, the model has mixer {cfg.mixer!r}; pass None")
     return OnlineAudit(
-        config, layers=cfg.layers, heads=cfg.heads, key_dim=cfg.key_dim, value_dim=cfg.value_dim,
-        dtype=forecaster.dtype,
-    )  # fmt: skip
+        config, layers=cfg.layers, heads=cfg.heads, key_dim=cfg.key_dim, value_dim=cfg.value_dim, dtype=forecaster.dtype
+    )
 
 
 def _audit_config(text: str) -> AuditConfig | None:

@@ -56,9 +56,16 @@ class SensorPatcher(nn.Module):
     """Linear embedding of windows of P steps and C channels; knows no order of tokens and no elapsed time."""
 
     def __init__(
-        self, *, patch_length: int, channels: int, width: int, known: int, static: int, period_ns: int,
+        self,
+        *,
+        patch_length: int,
+        channels: int,
+        width: int,
+        known: int,
+        static: int,
+        period_ns: int,
         cycles: tuple[str, ...],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.patch_length = patch_length
         self.period_ns = period_ns

@@ -111,9 +111,7 @@ class Slab:
         self.values[slots, at] = np.where(seen, values, old)
         self.seen[slots, at] = had | seen
         self.last[slots] = np.maximum(last, step)
-        self.last_seen[slots] = np.where(
-            seen, np.maximum(self.last_seen[slots], step[:, None]), self.last_seen[slots]
-        )
+        self.last_seen[slots] = np.where(seen, np.maximum(self.last_seen[slots], step[:, None]), self.last_seen[slots])
         return (seen <= (had & ~differs)).all(1), differs.any(1)
 
     def write_known(self, slots: Ints, step: Ints, known: Floats, observed: Bools) -> None:

@@ -48,5 +48,7 @@ class ForecasterState:
     def rows(self, index: Tensor) -> ForecasterState:
         """The state of some rows, copied."""
         return replace(
-            self, layers=tuple({n: t[index] for n, t in layer.items()} for layer in self.layers), count=self.count[index]
+            self,
+            layers=tuple({n: t[index] for n, t in layer.items()} for layer in self.layers),
+            count=self.count[index],
         )

@@ -53,9 +53,13 @@ class Series:
             return [self]
         return [
             Series(
-                values=self.values[:, c : c + 1], start=self.start, prior_scale=self.prior_scale[c : c + 1],
-                known=self.known, static_real=self.static_real, static_categories=self.static_categories,
-            )  # fmt: skip
+                values=self.values[:, c : c + 1],
+                start=self.start,
+                prior_scale=self.prior_scale[c : c + 1],
+                known=self.known,
+                static_real=self.static_real,
+                static_categories=self.static_categories,
+            )
             for c in range(self.values.shape[1])
         ]
 
@@ -120,9 +124,14 @@ class Timelines:
         at = self._offset[lane] + clock
         index = at[..., None] + np.arange(1 - patch, 1)
         return Windows(
-            values=self._values[index], seen=self._seen[index], mean=self._mean[at], scale=self._scale[at],
-            since=self._since[at], clock=clock, known=self._known[index],
-        )  # fmt: skip
+            values=self._values[index],
+            seen=self._seen[index],
+            mean=self._mean[at],
+            scale=self._scale[at],
+            since=self._since[at],
+            clock=clock,
+            known=self._known[index],
+        )
 
     def lags(self, lane: Ints, clock: Ints, count: int) -> Floats:
         """The last `count` steps at each clock, standardised by its statistics, 0 where missing: [.., L, C]."""

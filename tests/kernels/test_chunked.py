@@ -121,7 +121,7 @@ def test_changing_a_later_token_leaves_earlier_outputs_bit_identical(dtype, stre
 
 
 @pytest.mark.parametrize("backend", ["chunked", "reference"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(lambda x: sum(x) > 0))
 def test_packed_sequences_equal_separate_ones(backend, lengths):
     total = sum(lengths)
@@ -139,17 +139,17 @@ def test_packed_sequences_equal_separate_ones(backend, lengths):
 
 
 def test_analytic_gradients_pass_gradcheck():
-    q, k, v, g, b, w, _, state = random_inputs(1, 19, 1, 3, 2)
+    q, k, v, g, b, w, _, state = random_inputs(1, 7, 1, 3, 2)
     leaves = [x.requires_grad_() for x in (q, k, (b * k).detach(), (w * v).detach(), g - 0.05, state)]
 
     def scan(q, k, e, z, g, state):
-        return chunked.delta_scan(q, k, e, z, g, scale=0.7, initial_state=state)
+        return chunked.delta_scan(q, k, e, z, g, scale=0.7, initial_state=state, chunk=4)
 
     assert torch.autograd.gradcheck(scan, leaves)
 
 
 def test_a_second_derivative_is_refused_and_not_silently_wrong():
-    q, k, v, g, b, w, _, state = random_inputs(1, 4, 1, 3, 2)
+    q, k, v, g, b, w, _, _ = random_inputs(1, 4, 1, 3, 2)
     q.requires_grad_()
     o, _ = gdn2_scan(q, k, v, g, b, w, backend="chunked")
     (dq,) = torch.autograd.grad(o.square().sum(), q, create_graph=True)

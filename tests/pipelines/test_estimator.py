@@ -20,9 +20,16 @@ from tsgdn2.pipelines.predictor import WEIGHTS, GDN2Predictor
 from tsgdn2.timeline import Series, Timelines
 
 SMALL = {
-    "width": 16, "layers": 1, "heads": 2, "key_dim": 4, "value_dim": 4, "mlp": 16, "context_length": 64,
-    "batch_size": 8, "num_batches_per_epoch": 4,
-}  # fmt: skip
+    "width": 16,
+    "layers": 1,
+    "heads": 2,
+    "key_dim": 4,
+    "value_dim": 4,
+    "mlp": 16,
+    "context_length": 64,
+    "batch_size": 8,
+    "num_batches_per_epoch": 4,
+}
 
 
 def waves(items=3, steps=400, channels=1, seed=0, freq="h", missing=0.1):
@@ -30,12 +37,19 @@ def waves(items=3, steps=400, channels=1, seed=0, freq="h", missing=0.1):
     out = []
     for i in range(items):
         t = np.arange(steps)[None]
-        target = np.sin(2 * np.pi * (t / 24 + rng.random((channels, 1)))) * 3 + 10 * i + 0.3 * rng.normal(size=(channels, steps))
+        target = (
+            np.sin(2 * np.pi * (t / 24 + rng.random((channels, 1)))) * 3
+            + 10 * i
+            + 0.3 * rng.normal(size=(channels, steps))
+        )
         target[rng.random(target.shape) < missing] = np.nan
-        out.append({
-            "item_id": f"item{i}", "start": pd.Period("2024-01-01", freq=freq),
-            "target": target[0] if channels == 1 else target,
-        })  # fmt: skip
+        out.append(
+            {
+                "item_id": f"item{i}",
+                "start": pd.Period("2024-01-01", freq=freq),
+                "target": target[0] if channels == 1 else target,
+            }
+        )
     return out
 
 
@@ -130,19 +144,32 @@ def test_covariates_and_statics_are_used_and_demanded():
     data = []
     for i in range(4):
         known = rng.normal(size=(1, 500)) * 5 + 3
-        data.append({
-            "item_id": f"i{i}", "start": pd.Period("2024-01-01", freq="h"), "target": known[0, :480] * 2.0 + i,
-            "feat_dynamic_real": known, "feat_static_cat": [i % 2], "feat_static_real": [float(i)],
-        })  # fmt: skip
+        data.append(
+            {
+                "item_id": f"i{i}",
+                "start": pd.Period("2024-01-01", freq="h"),
+                "target": known[0, :480] * 2.0 + i,
+                "feat_dynamic_real": known,
+                "feat_static_cat": [i % 2],
+                "feat_static_real": [float(i)],
+            }
+        )
     predictor = train(
-        data, epochs=25, num_feat_dynamic_real=1, cardinality=[2], num_feat_static_real=1, lr=1e-2,
+        data,
+        epochs=25,
+        num_feat_dynamic_real=1,
+        cardinality=[2],
+        num_feat_static_real=1,
+        lr=1e-2,
         num_batches_per_epoch=10,
-    )  # fmt: skip
+    )
     forecasts = list(predictor.predict(data))
-    error = np.mean([
-        np.abs(f.quantile(0.5) - (e["feat_dynamic_real"][0, 480:492] * 2.0 + i)).mean()
-        for i, (f, e) in enumerate(zip(forecasts, data, strict=True))
-    ])  # fmt: skip
+    error = np.mean(
+        [
+            np.abs(f.quantile(0.5) - (e["feat_dynamic_real"][0, 480:492] * 2.0 + i)).mean()
+            for i, (f, e) in enumerate(zip(forecasts, data, strict=True))
+        ]
+    )
     assert error < 5.0, "the target's deviation is 10; only the covariate explains it"
     cut = {**data[0], "feat_dynamic_real": data[0]["feat_dynamic_real"][:, :480]}
     with pytest.raises(SchemaError, match=r"feat_dynamic_real.*horizon"):
@@ -209,11 +236,19 @@ def test_empty_missing_and_short_series_do_not_break_anything(predictor):
 
 @pytest.mark.parametrize(
     ("options", "name"),
-    [({"freq": "no"}, "freq"), ({"prediction_length": 0}, "prediction_length"), ({"context_length": 3}, "context_length"),
-     ({"quantiles": [0.9, 0.1]}, "quantiles"), ({"channels": "all"}, "mode"), ({"lr": 0.0}, "lr"),
-     ({"validation_share": 1.0}, "validation_share"), ({"channel_names": ["a", "b"]}, "channel_names"),
-     ({"context_length": 64, "carry_windows": 2}, "carry_windows"), ({"batch_size": 0}, "batch_size")],
-)  # fmt: skip
+    [
+        ({"freq": "no"}, "freq"),
+        ({"prediction_length": 0}, "prediction_length"),
+        ({"context_length": 3}, "context_length"),
+        ({"quantiles": [0.9, 0.1]}, "quantiles"),
+        ({"channels": "all"}, "mode"),
+        ({"lr": 0.0}, "lr"),
+        ({"validation_share": 1.0}, "validation_share"),
+        ({"channel_names": ["a", "b"]}, "channel_names"),
+        ({"context_length": 64, "carry_windows": 2}, "carry_windows"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
 def test_a_wrong_argument_names_itself(options, name):
     with pytest.raises(ConfigError, match=f"^{name}: "):
         GDN2Estimator(**{"freq": "h", "prediction_length": 12, **options})
@@ -225,8 +260,9 @@ def test_carried_state_trains():
     assert np.isfinite(predictor.history[-1]["val_loss"])
 
 
-@pytest.mark.parametrize(("freq", "period"), [("h", 3600e9), ("15min", 900e9), ("D", 86400e9), ("W-THU", 604800e9),
-                                              ("M", 0), ("Q", 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("freq", "period"), [("h", 3600e9), ("15min", 900e9), ("D", 86400e9), ("W-THU", 604800e9), ("M", 0), ("Q", 0)]
+)
 def test_periods_of_frequencies(freq, period):
     assert period_ns(freq) == period
     start = pd.Period("2024-05-16", freq=freq)
@@ -280,9 +316,11 @@ def test_standards_survive_json_to_the_bit(predictor):
 
 def test_double_precision_predictors_keep_their_dtype(predictor, tmp_path: Path):
     twin = GDN2Predictor(
-        config_json=predictor.config.to_json(), standards_json=predictor.standards.to_json(), freq="h",
+        config_json=predictor.config.to_json(),
+        standards_json=predictor.standards.to_json(),
+        freq="h",
         channels=["value"],
-    )  # fmt: skip
+    )
     twin.prediction_net.double().load_state_dict(predictor.forecaster.state_dict())
     twin.serialize(tmp_path)
     assert Predictor.deserialize(tmp_path).forecaster.dtype == torch.float64

@@ -33,9 +33,17 @@ START = pd.Timestamp("2024-03-01")
 def online():
     torch.manual_seed(0)
     config = ForecasterConfig(
-        prediction_length=4, period_ns=HOUR, channels=2, patch_length=4, width=8, layers=1, heads=1, key_dim=4,
-        value_dim=4, mlp=8,
-    )  # fmt: skip
+        prediction_length=4,
+        period_ns=HOUR,
+        channels=2,
+        patch_length=4,
+        width=8,
+        layers=1,
+        heads=1,
+        key_dim=4,
+        value_dim=4,
+        mlp=8,
+    )
     made = OnlinePredictor(Forecaster(config), Standards(), channels=["a", "b"], freq="h")
     for t in range(11):
         made.observe("s", START + pd.Timedelta(hours=t), [t, -t])
@@ -103,9 +111,19 @@ def test_bad_input_is_named_and_leaves_the_state_as_it_was(online, case):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("prediction_length", 0), ("quantiles", (0.5, 0.1)), ("quantiles", ()), ("mode", "both"), ("mixer", "rnn"),
-     ("dropout", 1.0), ("norm_max", 0.0), ("half_life", -1.0), ("calendar", ("year",)), ("decay_from", "x")],
-)  # fmt: skip
+    [
+        ("prediction_length", 0),
+        ("quantiles", (0.5, 0.1)),
+        ("quantiles", ()),
+        ("mode", "both"),
+        ("mixer", "rnn"),
+        ("dropout", 1.0),
+        ("norm_max", 0.0),
+        ("half_life", -1.0),
+        ("calendar", ("year",)),
+        ("decay_from", "x"),
+    ],
+)
 def test_a_wrong_config_names_its_field(field, value):
     with pytest.raises(ConfigError, match=f"^{field}: must be"):
         ForecasterConfig(**{"prediction_length": 4, "period_ns": HOUR, field: value})

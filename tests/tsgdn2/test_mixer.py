@@ -23,16 +23,21 @@ def windows(rng, batch, tokens, lengths, count):
         x=torch.from_numpy(rng.normal(size=(batch, tokens, D))),
         observed=torch.from_numpy(rng.choice([0.25, 1.0], size=(batch, tokens))),
         elapsed=torch.from_numpy(rng.choice([1.0, 1.0, 3.5, 40.0], size=(batch, tokens))),
-        length=torch.tensor(lengths), count=torch.full((batch,), count),
-    )  # fmt: skip
-    queries = Queries(torch.from_numpy(rng.normal(size=(batch, tokens, D))), torch.from_numpy(rng.random((batch, tokens))))
+        length=torch.tensor(lengths),
+        count=torch.full((batch,), count),
+    )
+    queries = Queries(
+        torch.from_numpy(rng.normal(size=(batch, tokens, D))), torch.from_numpy(rng.random((batch, tokens)))
+    )
     return commits, queries
 
 
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("commit_output", [True, False])
 @settings(max_examples=15, deadline=None)
-@given(seed=st.integers(0, 10**6), tokens=st.sampled_from([1, 2, 5, 63, 64, 65, 130]), count=st.sampled_from([0, 1, 63]))
+@given(
+    seed=st.integers(0, 10**6), tokens=st.sampled_from([1, 2, 5, 63, 64, 65, 130]), count=st.sampled_from([0, 1, 63])
+)
 def test_a_window_equals_its_steps(name, commit_output, seed, tokens, count):
     torch.manual_seed(seed % 1000)
     rng = np.random.default_rng(seed)
@@ -46,9 +51,12 @@ def test_a_window_equals_its_steps(name, commit_output, seed, tokens, count):
         state = {n: t[row : row + 1] for n, t in start.items()}
         for n in range(length):
             one, state = mixer.step(
-                commits.x[row : row + 1, n], commits.observed[row : row + 1, n], commits.elapsed[row : row + 1, n],
-                torch.tensor([count + n]), state,
-            )  # fmt: skip
+                commits.x[row : row + 1, n],
+                commits.observed[row : row + 1, n],
+                commits.elapsed[row : row + 1, n],
+                torch.tensor([count + n]),
+                state,
+            )
             if y is not None:
                 assert torch.allclose(one[0], y[row, n], rtol=1e-8, atol=1e-9)
             read = mixer.read(queries.x[row : row + 1, n], queries.elapsed[row : row + 1, n], state)
@@ -93,7 +101,9 @@ def test_an_adversarial_erase_stream_stays_bounded_over_a_million_tokens_without
     k = keys.float().repeat(tokens // 2, 1).reshape(1, tokens, 1, 2)
     b = gates.float().repeat(tokens // 2, 1).reshape(1, tokens, 1, 2)
     ones = torch.ones(1, tokens)
-    commits = Commits(x=ones[..., None], observed=ones, elapsed=ones, length=torch.tensor([tokens]), count=torch.tensor([0]))
+    commits = Commits(
+        x=ones[..., None], observed=ones, elapsed=ones, length=torch.tensor([tokens]), count=torch.tensor([0])
+    )
     memory, largest = torch.eye(2).reshape(1, 1, 2, 2), 0.0
     for _ in range(125):
         memory, reads, _ = mixer._scan(k, k, k, 0 * k, b, 0.01 * torch.ones_like(k), ones, None, True, memory, commits)

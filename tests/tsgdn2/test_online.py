@@ -25,9 +25,19 @@ START = pd.Timestamp("2024-03-01 05:00")
 def random_model(seed=0, dtype=torch.float64, **changes):
     """A small forecaster with weights large enough that every part of it matters."""
     settings_ = {
-        "prediction_length": 6, "period_ns": HOUR, "channels": 3, "patch_length": 4, "width": 16, "layers": 2,
-        "heads": 2, "key_dim": 4, "value_dim": 8, "mlp": 16, "half_life": 40.0, "calendar": ("day", "week"),
-    }  # fmt: skip
+        "prediction_length": 6,
+        "period_ns": HOUR,
+        "channels": 3,
+        "patch_length": 4,
+        "width": 16,
+        "layers": 2,
+        "heads": 2,
+        "key_dim": 4,
+        "value_dim": 8,
+        "mlp": 16,
+        "half_life": 40.0,
+        "calendar": ("day", "week"),
+    }
     torch.manual_seed(seed)
     forecaster = Forecaster(ForecasterConfig(**{**settings_, **changes})).to(dtype)
     with torch.no_grad():
@@ -40,17 +50,17 @@ def random_model(seed=0, dtype=torch.float64, **changes):
 
 
 def standards(channels=3, known=0):
-    return Standards(
-        default=(2.0,) * channels, known_mean=(0.5,) * known, known_scale=(2.0,) * known
-    )  # fmt: skip
+    return Standards(default=(2.0,) * channels, known_mean=(0.5,) * known, known_scale=(2.0,) * known)
 
 
 def batch_predictor(forecaster, scales):
     config = forecaster.config
     predictor = GDN2Predictor(
-        config_json=config.to_json(), standards_json=scales.to_json(), freq="h",
+        config_json=config.to_json(),
+        standards_json=scales.to_json(),
+        freq="h",
         channels=[f"c{i}" for i in range(config.channels)],
-    )  # fmt: skip
+    )
     predictor.prediction_net.to(forecaster.dtype).load_state_dict(forecaster.state_dict())
     return predictor
 
@@ -62,7 +72,9 @@ def online_predictor(forecaster, scales, **options):
 
 def broken_stream(rng, steps, channels):
     """30 % of the cells missing, whole outages, and rows that never arrive (irregular gaps)."""
-    values = np.cumsum(rng.normal(size=(steps, channels)), 0) * [1.0, 30.0, 0.01][:channels] + [0.0, 1e5, -3.0][:channels]
+    values = (
+        np.cumsum(rng.normal(size=(steps, channels)), 0) * [1.0, 30.0, 0.01][:channels] + [0.0, 1e5, -3.0][:channels]
+    )
     values[rng.random(values.shape) < 0.3] = np.nan
     for begin in rng.integers(20, steps - 40, 4):
         values[begin : begin + int(rng.integers(3, 30))] = np.nan
@@ -93,10 +105,14 @@ def test_the_stream_equals_the_batch_after_every_observation(mode, dtype, tolera
         online.observe("s", START + pd.Timedelta(hours=t), values[t], known=covariates[t] if known else None)
         observed += 1
         streamed.append(online.forecast("s", future=covariates[t + 1 : t + 7] if known else None).quantiles)
-        entries.append({
-            "start": pd.Period(START, freq="h"), "target": values[: t + 1].T, "item_id": "s",
-            "feat_dynamic_real": covariates[: t + 7].T,
-        })  # fmt: skip
+        entries.append(
+            {
+                "start": pd.Period(START, freq="h"),
+                "target": values[: t + 1].T,
+                "item_id": "s",
+                "feat_dynamic_real": covariates[: t + 7].T,
+            }
+        )
     assert observed >= 400
     batch = np.stack([np.moveaxis(f.forecast_array, 0, -1) for f in predictor.predict(entries)])
     stream = np.stack(streamed)
@@ -239,7 +255,9 @@ def test_a_new_process_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     rng = np.random.default_rng(5)
     for t in range(41):
         for name in ("a", "b"):
-            online.observe(name, START + pd.Timedelta(hours=t), np.where(rng.random(3) < 0.2, np.nan, rng.normal(size=3)))
+            online.observe(
+                name, START + pd.Timedelta(hours=t), np.where(rng.random(3) < 0.2, np.nan, rng.normal(size=3))
+            )
     online.save(tmp_path / "state.safetensors")
     subprocess.run(
         [sys.executable, "-c", CONTINUE, tmp_path / "state.safetensors", tmp_path / "out.npz", str(START)], check=True
@@ -280,7 +298,9 @@ def test_the_order_inside_the_open_patch_does_not_matter():
         online = online_predictor(random_model(dtype=torch.float32), standards())
         for patch in range(3):
             for t in order:
-                online.observe("s", pd.Timestamp("2024-03-02") + pd.Timedelta(hours=4 * patch + t), values[4 * patch + t])
+                online.observe(
+                    "s", pd.Timestamp("2024-03-02") + pd.Timedelta(hours=4 * patch + t), values[4 * patch + t]
+                )
         online.observe("s", pd.Timestamp("2024-03-02") + pd.Timedelta(hours=12), [0, 0, 0])
         results.append(online.forecast("s").quantiles)
     np.testing.assert_array_equal(results[0], results[1])
@@ -290,7 +310,9 @@ def test_surprise_is_small_at_the_median_and_grows_in_the_tails():
     online = online_predictor(random_model(dtype=torch.float32), standards())
     rng = np.random.default_rng(0)
     for t in range(33):
-        assert np.isnan(online.observe("s", START + pd.Timedelta(hours=t), rng.normal(size=3)).surprise).all() == (t < 3)
+        assert np.isnan(online.observe("s", START + pd.Timedelta(hours=t), rng.normal(size=3)).surprise).all() == (
+            t < 3
+        )
     slab = online._slab
     lead = int((START + pd.Timedelta(hours=33)).value // HOUR - slab.origin[0])
     median, top = slab.reference[0, lead - 1, :, 4], slab.reference[0, lead - 1, :, 8]

@@ -17,8 +17,13 @@ def streamed(x, observed, lam):
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), steps=st.integers(1, 700), half_life=st.sampled_from([1.0, 3.0, 40.0, 336.0, np.inf]),
-       share=st.floats(0, 1), level=st.sampled_from([0.0, 1e6, -3e9]))  # fmt: skip
+@given(
+    seed=st.integers(0, 10**6),
+    steps=st.integers(1, 700),
+    half_life=st.sampled_from([1.0, 3.0, 40.0, 336.0, np.inf]),
+    share=st.floats(0, 1),
+    level=st.sampled_from([0.0, 1e6, -3e9]),
+)
 def test_the_scan_equals_the_recurrence(seed, steps, half_life, share, level):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(steps, 3)) + level

@@ -1,0 +1,82 @@
+"""The audit's two verbs: `run` accounts for what a state evicted, `sync` sends what MLflow has not got yet.
+
+<output>/audit/   the tables and the summary that audit_report.py lists
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tsgdn2.errors import ConfigError
+from tsgdn2.online import OnlinePredictor
+from tsgdn2.pipelines.accounts import Account, account
+from tsgdn2.pipelines.audit_report import OnlineView, log_audit, online_view, write_audit
+from tsgdn2.pipelines.jobs import AuditRun, AuditSync
+from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.pipelines.runs import Run
+from tsgdn2.pipelines.runs import sync as send
+from tsgdn2.pipelines.saved import STATE, open_predictor
+from tsgdn2.pipelines.screen import Screen
+from tsgdn2.pipelines.source import Source, open_source
+from tsgdn2.pipelines.spool import TrackingError
+from tsgdn2.pipelines.traces import collect
+from tsgdn2.pipelines.training import record_options, write_settings
+
+
+def run(job: AuditRun) -> None:
+    """Audit a predictor over data, or a saved online state, or both."""
+    screen = Screen(job.quiet)
+    view: OnlineView | None = None
+    predictor: GDN2Predictor | None = None
+    if job.predictor.suffix == STATE:
+        online = OnlinePredictor.load(job.predictor)
+        view = online_view(online, [] if online.audit is None else online.audit.drain())
+        if job.data is not None:
+            raise ConfigError("data: an audit over data needs the predictor's folder, a saved state has its own past; "
+                              "leave data out, or name the folder")  # fmt: skip
+        if view is None:
+            raise ConfigError(f"predictor: {job.predictor} was saved without an audit; replay with audit=true")
+    else:
+        predictor = open_predictor(job.predictor)
+        if job.data is None:
+            raise ConfigError("data: a predictor's folder holds no stream; name a file or a set to run it over")
+    source = None if job.data is None else open_source(job.data, job.columns)
+    name = job.predictor.stem if source is None else source.name
+    folder = job.folder("audit")
+    with Run.start(job.experiment, f"audit {name}", root=job.runs, tracking_uri=job.tracking_uri,
+                   tags={"tsgdn2.job": "audit"}) as record:  # fmt: skip
+        write_settings(job, folder)
+        record_options(record, job)
+        accounts: list[Account] = []
+        if source is not None and predictor is not None:
+            source.log(record, context="test")
+            with screen.phase("following every write"):
+                accounts = _accounts(job, source, predictor)
+        with screen.phase("writing"):
+            found = write_audit(folder / "audit", accounts, view, f"{name}, predictor {job.predictor}")
+            log_audit(record, folder / "audit", found, {"threshold": job.audit.threshold, "window": job.audit.window})
+    for key, value in found.items():
+        screen.say(f"{key:<32} {value:,.4g}")
+    screen.say(f"summary: {folder / 'audit' / 'summary.html'}")
+
+
+def _accounts(job: AuditRun, source: Source, predictor: GDN2Predictor) -> list[Account]:
+    config = predictor.config
+    entries = source.entries("univariate" if config.channels == 1 else "multivariate")
+    names = source.streams[: job.audit.streams]
+    chosen = [e for e in entries if str(e["item_id"]) in names or str(e["item_id"]).rpartition("/")[0] in names]
+    layers = tuple(range(config.layers)) if job.audit.layers == "all" else (config.layers - 1,)
+    traces = collect(predictor, chosen, layers=layers, window=job.audit.window)
+    return [account(one.heads(job.audit.heads), source.period, threshold=job.audit.threshold) for one in traces]
+
+
+def sync(job: AuditSync) -> None:
+    """Send every waiting run. Errors: TrackingError when something had to stay, naming why."""
+    if not job.runs.is_dir():
+        raise ConfigError(f"runs: {job.runs} is no folder; name the one that was given to the jobs")
+    done = send(job.runs, job.tracking_uri, timeout=job.timeout)
+    print(f"{done.complete} runs are in MLflow now, {done.points:,} metric points were sent, {done.left} runs wait")
+    if done.errors:
+        for line in done.errors[1:]:
+            print(f"tsgdn2: {line}", file=sys.stderr)
+        raise TrackingError(done.errors[0])

@@ -1,0 +1,93 @@
+"""Judges a trained predictor on rolling windows of a file or set, beside the baselines.
+
+    <output>/windows.parquet   one row per model, series and window
+    <output>/report.html, report.md, figures/
+
+Each window is forecast from the whole history before it. Baselines are trained on what lies before the first window.
+"""
+
+from __future__ import annotations
+
+from tsgdn2.errors import ConfigError
+from tsgdn2.evaluation import backtest as rolling
+from tsgdn2.evaluation import rows
+from tsgdn2.evaluation.metrics import calibration, evaluate
+from tsgdn2.pipelines import figures
+from tsgdn2.pipelines.comparison import COLUMNS, NAIVE, OURS, Comparison, Model, baselines
+from tsgdn2.pipelines.jobs import Backtest
+from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.pipelines.report import Report
+from tsgdn2.pipelines.runs import Run
+from tsgdn2.pipelines.saved import open_predictor
+from tsgdn2.pipelines.screen import Screen
+from tsgdn2.pipelines.source import Source, open_source
+from tsgdn2.pipelines.training import record_options, write_settings
+
+TABLE = COLUMNS[:5]
+
+
+def run(job: Backtest) -> None:
+    """Run the job. Errors: those of the data and the predictor; ConfigError where the windows do not fit."""
+    screen = Screen(job.quiet)
+    predictor = open_predictor(job.predictor)
+    with screen.phase("reading"):
+        source = open_source(job.data, job.columns)
+        if source.freq != predictor.freq and source.period != predictor.config.period_ns:
+            raise ConfigError(f"data: its step is {source.freq}, the predictor's {predictor.freq}; give columns.period")
+        entries = source.entries("univariate" if predictor.config.channels == 1 else "multivariate")
+        horizon = predictor.prediction_length
+        step = job.distance or horizon
+        test = rolling.windows(entries, horizon, job.windows, distance=step)
+        train = rolling.training(entries, -(horizon + (job.windows - 1) * step))
+    folder = job.folder("backtest")
+    with Run.start(job.experiment, f"backtest {source.name}", root=job.runs, tracking_uri=job.tracking_uri,
+                   tags={"tsgdn2.job": "backtest"}) as record:  # fmt: skip
+        write_settings(job, folder)
+        record_options(record, job)
+        source.log(record, context="test")
+        models = []
+        if job.baselines:
+            with screen.phase("baselines", total=3) as phase:
+                lags = min(2 * source.season, 168)
+                for model in baselines(train, test, horizon=horizon, season=source.season, lags=lags):
+                    models.append(model)
+                    phase.advance()
+        with screen.phase("forecasting"):
+            names = list(predictor.channels) if predictor.config.channels > 1 else None
+            judged = evaluate(predictor, test, season=source.season, channels=names)
+            models.append(Model(name=OURS, judged=judged))
+        comparison = Comparison(models=tuple(models))
+        with screen.phase("report"):
+            comparison.windows().write_parquet(folder / "windows.parquet")
+            page = _page(source, job, comparison, predictor).write(folder)
+            for name, score in comparison.overall.items():
+                rows.append(folder / "rows.jsonl", rows.row(
+                    name, {"data": source.name, "horizon": horizon, "windows": job.windows}, crps=score.crps,
+                    mase=score.mase, coverage=score.coverage, crps_relative=comparison.relative(name, "crps"),
+                ))  # fmt: skip
+            record.metrics(comparison.metrics())
+            for path in (page, page.with_suffix(".md"), folder / "windows.parquet", folder / "rows.jsonl"):
+                record.artifact(path, "backtest")
+    screen.table(f"{source.name}: {len(entries)} series, {job.windows} windows of {horizon} steps", TABLE,
+                 comparison.rows(), first=OURS)  # fmt: skip
+    if job.baselines:
+        screen.say(f"GDN-2 is beaten in: {'; '.join(comparison.lost(OURS)) or 'nothing'}")
+    screen.say(f"report: {page}")
+
+
+def _page(source: Source, job: Backtest, comparison: Comparison, predictor: GDN2Predictor) -> Report:
+    report = Report(
+        f"Backtest on {source.name}",
+        f"{job.windows} windows of {predictor.prediction_length} steps ({source.freq}) per series, "
+        f"predictor `{job.predictor}`.",
+    )
+    report.table(TABLE, comparison.rows(), ours=(OURS,), note=(
+        f"CRPS rel. and MASE rel.: geometric mean over the channels of the figure over {comparison.models[0].name}'s."
+    ))  # fmt: skip
+    columns, lines = comparison.channel_rows()
+    report.heading("Every channel")
+    report.table(columns, lines, note="CRPS by channel; * is the lowest.")
+    report.heading("Calibration")
+    shares = {model.name: calibration(model.judged) for model in reversed(comparison.models) if model.name != NAIVE}
+    report.figure("calibration", figures.reliability(shares), "All series together.")
+    return report

@@ -1,0 +1,72 @@
+"""Streams a file observation by observation, as it once arrived, and keeps what the predictor said.
+
+    <output>/forecasts.parquet    quantiles by stream, origin, step and channel
+    <output>/surprises.parquet    bits of every value under the forecast made before it, and each row's status
+    <output>/online.safetensors   model, states and audit: `replay` goes on from it, `audit run` shows it
+
+Late rows are counted and left out, so that one bad stamp does not end a replay of days.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tsgdn2.datasets.frame import TIME
+from tsgdn2.errors import ConfigError
+from tsgdn2.pipelines.audit_report import log_audit, online_view, write_audit
+from tsgdn2.pipelines.jobs import Replay
+from tsgdn2.pipelines.runs import Run
+from tsgdn2.pipelines.saved import open_online
+from tsgdn2.pipelines.screen import Screen
+from tsgdn2.pipelines.source import open_source
+from tsgdn2.pipelines.streaming import stream_frame
+from tsgdn2.pipelines.training import record_options, write_settings
+
+
+def run(job: Replay) -> None:
+    """Run the job. Errors: those of the data and the predictor; ConfigError where they do not fit."""
+    screen = Screen(job.quiet)
+    with screen.phase("reading"):
+        source = open_source(job.data, job.columns)
+        online = open_online(job.predictor, source.channels, audit=job.audit)
+        period = online.config.period_ns
+        if source.period != period:
+            raise ConfigError(f"data: its step is {source.freq}, the predictor's {online.freq}; give columns.period")
+    folder = job.folder("replay")
+    with Run.start(job.experiment, f"replay {source.name}", root=job.runs, tracking_uri=job.tracking_uri,
+                   tags={"tsgdn2.job": "replay"}) as record:  # fmt: skip
+        write_settings(job, folder)
+        record_options(record, job)
+        source.log(record, context="test")
+        steps = source.frame[TIME].to_physical().to_numpy() // period
+        every = job.forecast_every
+        origins = range(int(steps.min()) // every * every + every - 1, int(steps.max()) + 1, every)
+        with screen.phase("streaming", total=source.frame.height) as phase:
+            streamed = stream_frame(online, source.frame, origins, speed=job.speed, tick=phase.advance)
+        with screen.phase("saving"):
+            online.save(folder / "online.safetensors")
+            streamed.forecast_frame().write_parquet(folder / "forecasts.parquet")
+            streamed.surprises.write_parquet(folder / "surprises.parquet")
+            bits = streamed.surprises.select(f"surprise.{name}" for name in online.channels).to_numpy()
+            found = {
+                "observations": float(source.frame.height), "forecasts": float(len(streamed.forecasts)),
+                "microseconds_per_observation": streamed.microseconds,
+                "microseconds_per_observation_median": streamed.median_microseconds,
+                "state_bytes": float(online.state_nbytes),
+                "surprise/above_10_bits": float(np.mean(bits[np.isfinite(bits)] > 10)) if np.isfinite(bits).any() else 0.0,
+            }  # fmt: skip
+            for name in ("duplicates", "replaced", "late"):
+                found[f"rows/{name}"] = float(sum(online.counters(stream)[name] for stream in online.streams))
+            record.metrics(found)
+            for name in ("forecasts.parquet", "surprises.parquet", "online.safetensors"):
+                record.artifact(folder / name, "replay")
+            view = online_view(online, streamed.evictions)
+            if view is not None:
+                audit = write_audit(folder / "audit", [], view, f"replay of {source.name}")
+                log_audit(record, folder / "audit", audit, {"state": "online.safetensors"})
+    screen.say(
+        f"{source.frame.height:,} observations of {len(source.streams)} streams, {len(streamed.forecasts):,} forecasts; "
+        f"median {streamed.median_microseconds:,.0f} µs, mean {streamed.microseconds:,.0f} µs per observation, "
+        f"{online.state_nbytes:,} bytes of state per stream"
+    )
+    screen.say(f"state: {folder / 'online.safetensors'}")
