@@ -3,8 +3,8 @@
     S[slot] <- (I - k e^T) Diag(exp g) S[slot] + k z^T
     o        = scale * S[slot]^T q                         e = m b k,  z = m w v
 
-Inference only: no gradient flows through the pool. Each row is computed by products and sums of its own elements, so
-its bits depend neither on the other rows of the call nor on its place among them.
+Inference only: no gradient flows through the pool. The arithmetic is that of reference.advance in two buffers: products
+and sums of a row's own elements, so its bits depend neither on the other rows of the call nor on its place among them.
 
 | symbol | shape | range |
 |---|---|---|
@@ -16,9 +16,8 @@ its bits depend neither on the other rows of the call nor on its place among the
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-
-from tsgdn2.kernels.reference import advance
 
 
 def delta_step(
@@ -31,6 +30,9 @@ def delta_step(
     """
     if g.dtype != pool.dtype:
         g = g.to(pool.dtype)
-    state_NHKV, o_NHV = advance(pool.index_select(0, slots), q, k, e, z, g)
+    state_NHKV = pool.index_select(0, slots).mul_(torch.exp(g)[..., None])
+    terms_NHKV = e[..., None] * state_NHKV
+    change_NHV = z - terms_NHKV.sum(-2)
+    state_NHKV.add_(torch.mul(k[..., None], change_NHV[..., None, :], out=terms_NHKV))
     pool.index_copy_(0, slots, state_NHKV)
-    return o_NHV.mul_(scale)
+    return torch.mul(q[..., None], state_NHKV, out=terms_NHKV).sum(-2).mul_(scale)

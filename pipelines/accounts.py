@@ -94,7 +94,7 @@ class Account:
         return self.clock.age(steps[~void]), ~self.events.censored[lane].numpy()[~void]
 
     def retention(self, lane: int, head: int, tokens: int = 120) -> tuple[Array, NDArray[np.int64], NDArray[np.int64]]:
-        """Retention [seen, written] of the newest writes after each of them, and the steps: (retention, written, seen)."""
+        """Retention [seen, written] of the newest writes after each token, then the steps written and seen."""
         when = self.trace.clocks[lane]
         first = max(int((when == PADDING).sum()), len(when) - tokens)
         part = (slice(lane, lane + 1), slice(first, None), slice(head, head + 1))

@@ -1,24 +1,20 @@
-"""The audit's two verbs: `run` accounts for what a state evicted, `sync` sends what MLflow has not got yet.
+"""The job `audit run`: accounts for what a state evicted, over data or as a saved online state remembers it.
 
 <output>/audit/   the tables and the summary that audit_report.py lists
 """
 
 from __future__ import annotations
 
-import sys
-
 from tsgdn2.errors import ConfigError
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.accounts import Account, account
 from tsgdn2.pipelines.audit_report import OnlineView, log_audit, online_view, write_audit
-from tsgdn2.pipelines.jobs import AuditRun, AuditSync
+from tsgdn2.pipelines.jobs import AuditRun
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.runs import Run
-from tsgdn2.pipelines.runs import sync as send
 from tsgdn2.pipelines.saved import STATE, open_predictor
 from tsgdn2.pipelines.screen import Screen
 from tsgdn2.pipelines.source import Source, open_source
-from tsgdn2.pipelines.spool import TrackingError
 from tsgdn2.pipelines.traces import collect
 from tsgdn2.pipelines.training import record_options, write_settings
 
@@ -68,15 +64,3 @@ def _accounts(job: AuditRun, source: Source, predictor: GDN2Predictor) -> list[A
     layers = tuple(range(config.layers)) if job.audit.layers == "all" else (config.layers - 1,)
     traces = collect(predictor, chosen, layers=layers, window=job.audit.window)
     return [account(one.heads(job.audit.heads), source.period, threshold=job.audit.threshold) for one in traces]
-
-
-def sync(job: AuditSync) -> None:
-    """Send every waiting run. Errors: TrackingError when something had to stay, naming why."""
-    if not job.runs.is_dir():
-        raise ConfigError(f"runs: {job.runs} is no folder; name the one that was given to the jobs")
-    done = send(job.runs, job.tracking_uri, timeout=job.timeout)
-    print(f"{done.complete} runs are in MLflow now, {done.points:,} metric points were sent, {done.left} runs wait")
-    if done.errors:
-        for line in done.errors[1:]:
-            print(f"tsgdn2: {line}", file=sys.stderr)
-        raise TrackingError(done.errors[0])

@@ -110,13 +110,14 @@ def add_retention(report: Report, accounts: Sequence[Account]) -> None:
     if shares:
         ages = {cause: last.evictions.filter(pl.col("cause") == cause)[f"age_{last.clock.unit}"].to_numpy()
                 for cause in ("decay", "erase")}  # fmt: skip
-        report.figure("causes", figures.causes(dict(list(shares.items())[:12]), ages, last.clock.unit),
-                      "Energies are signed: an erase can also give energy back, so a bar need not end at 100 %.")  # fmt: skip
+        chosen_shares = dict(list(shares.items())[:12])
+        report.figure("causes", figures.causes(chosen_shares, ages, last.clock.unit),
+                      "Energies are signed: an erase can give energy back, so bars need not end at 100 %.")  # fmt: skip
     rho, written, seen_at = last.retention(0, 0)
     title = f"{last.trace.lanes[0]}, layer {last.trace.layer}, head 0"
     report.figure(
         "heat_map", figures.heat_map(rho, last.clock.moment(written), last.clock.moment(seen_at), title),
-        "Each column is one write, followed upward in time; dark means gone. The colours are spread by the square root.",
+        "Each column is one write, followed upward in time; dark is gone. Colours are spread by the square root.",
     )  # fmt: skip
     report.table(*eviction_rows(last), note=(
         f"The newest evictions, a few of each series; all {sum(one.evictions.height for one in accounts):,} are in "
@@ -168,9 +169,25 @@ def head_rows(one: Account) -> tuple[tuple[str, ...], list[dict[str, str]]]:
                  f"{_column_mean(part, 'evicted_by_erase'):.0%}" if part["evicted"].sum() else "-",
                  f"{_column_mean(part, 'retained_writes'):.1f}",
                  f"{_column_mean(part, 'key_directions'):.1f} of {one.trace.k.shape[-1]}",
-                 f"{_column_mean(part, 'crosstalk_over_signal'):.2f}", f"{part['ledger_residual'].to_numpy().max():.0e}")  # fmt: skip
+                 f"{_column_mean(part, 'crosstalk_over_signal'):.2f}",
+                 f"{part['ledger_residual'].to_numpy().max():.0e}")  # fmt: skip
         rows.append(dict(zip(columns, cells, strict=True)))
     return columns, rows
+
+
+def online_rows(view: OnlineView) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """One line per watched head: headings, rows."""
+    named = {
+        "writes": "writes", "writes retained": "retained_writes", "key directions": "key_directions",
+        **{name.replace("_", " "): name for name in view.heads.columns if name.startswith(("half_life_", "mean_age_"))},
+        "crosstalk / signal": "crosstalk_over_signal",
+    }  # fmt: skip
+    rows = [
+        {"series": row["series"], "layer, head": f"{row['layer']}, {row['head']}"}
+        | {heading: f"{row[name]:,.3g}" if math.isfinite(row[name]) else "-" for heading, name in named.items()}
+        for row in view.heads.iter_rows(named=True)
+    ]
+    return ("series", "layer, head", *named), rows
 
 
 def write_audit(folder: Path, accounts: Sequence[Account], view: OnlineView | None, subject: str) -> dict[str, float]:
@@ -184,9 +201,9 @@ def write_audit(folder: Path, accounts: Sequence[Account], view: OnlineView | No
         found |= metrics(accounts)
         report.heading("What the state kept, and what it lost")
         report.paragraph(
-            f"The newest {accounts[0].trace.k.shape[1]} commits of each series were followed write by write. The retained "
-            f"writes rebuild the state to {found['state_residual/max']:.1e} of its size, and the energy ledger closes to "
-            f"{found['ledger_residual/max']:.1e}: nothing is unaccounted for."
+            f"The newest {accounts[0].trace.k.shape[1]} commits of each series were followed write by write. The "
+            f"retained writes rebuild the state to {found['state_residual/max']:.1e} of its size, and the ledger "
+            f"closes to {found['ledger_residual/max']:.1e}: nothing is unaccounted for."
         )
         for one in accounts:
             report.table(*head_rows(one), note=f"Layer {one.trace.layer}, mean over its audited heads.")
@@ -204,6 +221,10 @@ def write_audit(folder: Path, accounts: Sequence[Account], view: OnlineView | No
             f"{view.heads.height} heads were watched over the whole stream; {view.evictions.height:,} of the tracked "
             "writes fell. Sums and cohorts are in `online_heads.parquet`."
         )
+        if view.heads.height:
+            report.table(
+                *online_rows(view), note="Since the stream began; ages are weighted by what is left."
+            )
         _add_alerts(report, view.alerts)
     report.write(folder, "summary")
     return found

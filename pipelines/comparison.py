@@ -8,7 +8,7 @@ Every channel has one vote, whatever its unit. A channel in which either figure 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,7 +54,7 @@ class Comparison:
         object.__setattr__(self, "_overall", {model.name: pooled(model.judged) for model in self.models})
 
     def _group(self, item: str, channel: str, _window: int) -> tuple[str]:
-        stream, slash, last = item.rpartition("/")
+        _, slash, last = item.rpartition("/")
         if channel != "target":
             return (channel if self.key == "channel" else f"{item}/{channel}",)
         return (last if slash and self.key == "channel" else item,)
@@ -140,14 +140,13 @@ def baselines(
     train: Sequence[Mapping[str, object]], test: TestData, *, horizon: int, season: int, lags: int = 48
 ) -> Iterable[Model]:
     """Train and judge SeasonalNaive, climatology and ridge on lags, one at a time."""
-    makers = {
+    makers: dict[str, Callable[[], Predicts]] = {
         NAIVE: lambda: SeasonalNaive(horizon, season),
         CLIMATE: lambda: Climatology.train(train, horizon, slots=season),
         RIDGE: lambda: RidgeLags.train(train, horizon, lags=lags, slots=season),
     }
     for name, make in makers.items():
-        predictor: Predicts = make()
-        yield Model(name=name, judged=evaluate(predictor, test, season=season))
+        yield Model(name=name, judged=evaluate(make(), test, season=season))
 
 
 def in_order(test: TestData, found: Mapping[tuple[str, pd.Period], Forecast]) -> list[Forecast]:

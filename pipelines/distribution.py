@@ -27,11 +27,11 @@ class Distribution:
 
     def loss(self, parameters: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood [..] of target [..] under raw outputs [.., n]."""
-        return -cast(Tensor, self._distribution(parameters).log_prob(target))
+        return -self._distribution(parameters).log_prob(target)
 
     def sample(self, parameters: Tensor, count: int) -> Tensor:
         """Samples [.., count]; uses torch's global generator, as GluonTS does."""
-        return cast(Tensor, self._distribution(parameters).sample((count,)).movedim(0, -1))
+        return self._distribution(parameters).sample((count,)).movedim(0, -1)
 
     def _distribution(self, parameters: Tensor) -> torch.distributions.Distribution:
         raw = parameters.split(list(self.output.args_dim.values()), -1)

@@ -83,7 +83,7 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
     target = target[None] if target.ndim == 1 else target
     if target.ndim != 2 or target.shape[0] != config.channels or target.shape[1] == 0:
         raise SchemaError(
-            f"target: item {item!r} has shape {np.shape(entry['target'])}, the model has target_channels="
+            f"target: item {item!r} has shape {np.asarray(entry['target']).shape}, the model has target_channels="
             f"{config.channels}; expected [T] for 1, else [{config.channels}, T], T >= 1"
         )
     length = target.shape[1]

@@ -1,19 +1,17 @@
 """Train a forecaster on a GluonTS data set by GluonTS's conventions.
 
-    data set -> series -> timelines up to the validation cut -> windows -> Lightning -> best averaged weights -> predictor
+    data set -> series -> timelines up to the validation cut -> windows -> Lightning -> best average -> predictor
 
 The last tenth of every series (at least one horizon) picks the weights, unless validation_data is given; nothing of it
 is trained on. `context_length` is the length of a training window; memory at prediction time has no such limit.
 """
 
 import json
-import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from gluonts.core.component import validated
@@ -22,7 +20,6 @@ from gluonts.model.predictor import Predictor
 from gluonts.time_feature import get_seasonality
 from gluonts.torch.distributions import Output
 from gluonts.torch.model.estimator import PyTorchLightningEstimator
-from torch.utils.data import DataLoader
 
 from tsgdn2.clock import calendar_cycles
 from tsgdn2.errors import ConfigError, SchemaError
@@ -30,13 +27,13 @@ from tsgdn2.forecaster import Forecaster, ForecasterConfig
 from tsgdn2.pipelines.distribution import Distribution
 from tsgdn2.pipelines.entries import RawSeries, period_ns, read_entry
 from tsgdn2.pipelines.lightning_module import ForecastTraining
-from tsgdn2.pipelines.loader import Batch, WindowSampler, validation_batches
+from tsgdn2.pipelines.loader import WindowSampler, validation_batches
 from tsgdn2.pipelines.predictor import GDN2Predictor
-from tsgdn2.scale import Floats
+from tsgdn2.pipelines.standardisation import standards_of
+from tsgdn2.pipelines.trainer import run
 from tsgdn2.standards import Standards
-from tsgdn2.timeline import Timelines
+from tsgdn2.timeline import Ints, Timelines
 
-MAX_NAMED_ITEMS = 10_000
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -68,7 +65,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
         distr_output: Output | None = None,
         patch_length: int = 8,
         width: int = 64,
-        layers: int = 2,
+        layers: int = 1,
         heads: int = 4,
         key_dim: int = 16,
         value_dim: int = 16,
@@ -80,10 +77,11 @@ class GDN2Estimator(PyTorchLightningEstimator):
         lag_skip: int = 0,
         calendar: Sequence[str] | None = None,
         norm_max: float = 256.0,
+        channel_identity: bool = False,
         channel_names: Sequence[str] | None = None,
         batch_size: int = 32,
         num_batches_per_epoch: int = 50,
-        lr: float = 2e-3,
+        lr: float = 4e-3,
         weight_decay: float = 0.05,
         carry_windows: int = 1,
         validation_share: float = 0.1,
@@ -114,6 +112,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
             mixer=mixer,
             decay_from=decay_from,
             norm_max=norm_max,
+            channel_identity=channel_identity,
             lag_skip=lag_skip,
             half_life=float(max(64, 14 * season)) if half_life is None else half_life,
             calendar=cycles,
@@ -157,7 +156,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
         """Fit and return the predictor with the best averaged weights."""
         return self.fit(training_data, validation_data).predictor(self)
 
-    def train_from(  # type: ignore[override]
+    def train_from(
         self, predictor: Predictor, training_data: Dataset, validation_data: Dataset | None = None, **_: object
     ) -> GDN2Predictor:
         """Warm start: go on from another predictor's weights. ConfigError where the shapes differ."""
@@ -171,7 +170,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
         """Train and hand out the forecaster, the standards and the history of losses."""
         raw = self._read(training_data)
         cut = [raw_.step + len(raw_.values) if validation_data is not None else self._cut(raw_) for raw_ in raw]
-        standards = _standards(raw, cut, self.config)
+        standards = standards_of(raw, cut, self.config)
         lines, since = self._timelines(raw, cut, standards)
         held = raw if validation_data is None else self._read(validation_data)
         if validation_data is None:
@@ -218,38 +217,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
             steps=epochs * self.num_batches_per_epoch,
             likelihood=None if self.distr_output is None else Distribution(self.distr_output),
         )
-        self._run(module, sampler, checks)
+        run(module, sampler, checks, self.trainer_kwargs)
         return Fitted(module, standards)
-
-    def _run(self, module: ForecastTraining, sampler: WindowSampler, checks: list[Any]) -> None:
-        quiet = logging.getLogger("lightning.pytorch")
-        level = quiet.level
-        settings = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "num_sanity_val_steps": 0,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "gradient_clip_val": 1.0,
-            **self.trainer_kwargs,
-        }
-        if not settings["enable_progress_bar"]:
-            quiet.setLevel(logging.ERROR)
-        try:
-            with warnings.catch_warnings():  # one process feeds arrays faster than workers could
-                warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-                warnings.filterwarnings("ignore", message=".*overridden after .* initialization.*")
-                warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
-                trainer = pl.Trainer(**settings)
-                trainer.fit(
-                    module,
-                    sampler,
-                    DataLoader(cast(Any, checks), batch_size=None, collate_fn=_as_it_is) if checks else None,
-                )
-        finally:
-            quiet.setLevel(level)
 
     def _read(self, data: Dataset) -> list[RawSeries]:
         raw = [read_entry(entry, self.config, i, horizon=False) for i, entry in enumerate(data)]
@@ -264,10 +233,9 @@ class GDN2Estimator(PyTorchLightningEstimator):
         held = max(self.prediction_length, int(len(raw.values) * self.validation_share))
         return raw.step + max(len(raw.values) - held, len(raw.values) // 2)
 
-    def _timelines(self, raw: list[RawSeries], cut: list[int], standards: Standards) -> tuple[Timelines, Any]:
-        independent = self.config.mode == "independent"
+    def _timelines(self, raw: list[RawSeries], cut: list[int], standards: Standards) -> tuple[Timelines, Ints]:
         series = [r.series(standards, self.channel_names) for r in raw]
-        lanes = [lane for one in series for lane in one.lanes(independent)]
+        lanes = [lane for one in series for lane in one.lanes(self.config)]
         lines = Timelines(
             lanes, window=self.config.window, horizon=self.prediction_length, half_life=self.config.half_life
         )
@@ -283,7 +251,7 @@ class Fitted:
 
     def predictor(self, estimator: GDN2Estimator) -> GDN2Predictor:
         """The weights in a predictor of their own."""
-        made = GDN2Predictor(
+        made: GDN2Predictor = GDN2Predictor(
             config_json=estimator.config.to_json(),
             standards_json=self.standards.to_json(),
             freq=estimator.freq,
@@ -294,45 +262,6 @@ class Fitted:
         made.forecaster.load_state_dict(self.forecaster.state_dict())
         made.history = self.history
         return made
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch  # the loader would turn the arrays of the scaler into tensors
-
-
-def _standards(raw: list[RawSeries], cut: list[int], config: ForecasterConfig) -> Standards:
-    """Prior deviations and covariate units from the training part of every series."""
-    scales = {}
-    for one, stop in zip(raw, cut, strict=True):
-        past = one.values[: stop - one.step]
-        deviation = np.array([_deviation(past[:, c]) for c in range(past.shape[1])])
-        scales[one.item_id] = deviation
-    table = np.stack(list(scales.values()))
-    whole = np.exp(np.log(table).mean(0))
-    named = tuple((name, tuple(scale.tolist())) for name, scale in list(scales.items())[:MAX_NAMED_ITEMS])
-    known = np.concatenate([one.known[: stop - one.step] for one, stop in zip(raw, cut, strict=True)])
-    static = np.stack([one.static_real for one in raw])
-    mean, scale = _moments(known) if config.known else (np.zeros(0), np.zeros(0))
-    static_mean, static_scale = _moments(static) if config.static_real else (np.zeros(0), np.zeros(0))
-    return Standards(
-        default=tuple(whole.tolist()),
-        prior=named,
-        known_mean=tuple(mean.tolist()),
-        known_scale=tuple(scale.tolist()),
-        static_mean=tuple(static_mean.tolist()),
-        static_scale=tuple(static_scale.tolist()),
-    )
-
-
-def _deviation(values: Floats) -> float:
-    seen = values[np.isfinite(values)]
-    spread = float(seen.std()) if len(seen) else 0.0
-    return spread if spread > 0 else max(1e-6, abs(float(seen[0])) * 1e-3 if len(seen) else 1.0)
-
-
-def _moments(rows: Floats) -> tuple[Floats, Floats]:
-    mean, scale = np.nanmean(rows, 0), np.nanstd(rows, 0)
-    return mean, np.where(scale > 0, scale, 1.0)
 
 
 def _warm(forecaster: Forecaster, start: Forecaster) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, cast
 
 import matplotlib as mpl
 import matplotlib.colors
@@ -19,6 +20,7 @@ import matplotlib.ticker
 import numpy as np
 from matplotlib import dates
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -57,7 +59,7 @@ class Panel:
 
 def bands(panels: Sequence[Panel]) -> bytes:
     """Forecast bands, three panels in a row."""
-    with mpl.rc_context(STYLE):
+    with _style():
         columns = min(3, len(panels))
         lines = -(-len(panels) // columns)
         figure, axes = _grid(lines, columns, width=4.3 * columns, height=2.35 * lines + 0.5)
@@ -76,12 +78,11 @@ def bands(panels: Sequence[Panel]) -> bytes:
             )
             axis.plot(panel.times[lonely], panel.truth[lonely], color=INK, ls="", marker="o", ms=2.5)
             for origin in panel.origins:
-                axis.axvline(origin, color="#b8c0c8", lw=0.7, ls=(0, (2, 2)))  # type: ignore[arg-type]
+                axis.axvline(origin, color="#b8c0c8", lw=0.7, ls=(0, (2, 2)))
             axis.set_title(panel.title)
             axis.set_ylabel(panel.unit)
             axis.margins(x=0)
-            axis.xaxis.set_major_locator(dates.AutoDateLocator(minticks=3, maxticks=5))
-            axis.xaxis.set_major_formatter(dates.DateFormatter("%-d %b"))
+            _days(axis.xaxis, 5)
             axis.grid(axis="x", visible=False)
         handles = [
             mpl.lines.Line2D([], [], color=INK, lw=1.2, label="observed"),
@@ -96,7 +97,7 @@ def bands(panels: Sequence[Panel]) -> bytes:
 
 def reliability(shares: Mapping[str, Mapping[float, float]]) -> bytes:
     """Share of observations at or below each quantile, by model; the diagonal is perfect."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure, (left, right) = _grid(1, 2, width=10.4, height=4.2)
         left.plot([0, 1], [0, 1], color="#8a929c", lw=1, ls="--", label="calibrated")
         right.axhline(0, color="#8a929c", lw=1, ls="--")
@@ -113,7 +114,7 @@ def reliability(shares: Mapping[str, Mapping[float, float]]) -> bytes:
 
 def relative_scores(scores: Mapping[str, Mapping[str, float]]) -> bytes:
     """One line per series: CRPS relative to the reference, one mark per model; left of 1 is better."""
-    with mpl.rc_context(STYLE):
+    with _style():
         groups = list(next(iter(scores.values())))
         figure, (axis,) = _grid(1, 1, width=8.6, height=0.42 * len(groups) + 1.3)
         y = np.arange(len(groups))[::-1]
@@ -139,7 +140,7 @@ def relative_scores(scores: Mapping[str, Mapping[str, float]]) -> bytes:
 
 def survival(curves: Mapping[str, tuple[Array, Array]], halves: Mapping[str, float], unit: str, span: float) -> bytes:
     """Kaplan-Meier curves: the share of writes still retained at each age, one per series; half-lives in the legend."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure, (axis,) = _grid(1, 1, width=8.6, height=4.2)
         dashes = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)))
         for number, (name, (age, share)) in enumerate(curves.items()):
@@ -160,7 +161,7 @@ def survival(curves: Mapping[str, tuple[Array, Array]], halves: Mapping[str, flo
 
 def heat_map(retention: Array, written: NDArray[np.datetime64], seen: NDArray[np.datetime64], title: str) -> bytes:
     """Retention [seen, written] of every write at chosen moments."""
-    with mpl.rc_context(STYLE | {"axes.grid": False}):
+    with _style({"axes.grid": False}):
         figure, (axis,) = _grid(1, 1, width=8.6, height=4.6)
         later = seen[:, None] >= written[None, :]
         shown = np.where(later, np.clip(retention, 0.0, 1.0), np.nan)
@@ -170,15 +171,14 @@ def heat_map(retention: Array, written: NDArray[np.datetime64], seen: NDArray[np
         bar = figure.colorbar(image, ax=axis, pad=0.02, ticks=[0, 0.01, 0.1, 0.25, 0.5, 1])
         bar.set_label("retention of the write, |r| / |k|")
         for part in (axis.xaxis, axis.yaxis):
-            part.set_major_locator(dates.AutoDateLocator(maxticks=7))
-            part.set_major_formatter(dates.DateFormatter("%-d %b"))
+            _days(part, 7)
         axis.set(title=title, xlabel="written", ylabel="looked at")
         return _png(figure)
 
 
 def causes(shares: Mapping[str, tuple[float, float]], ages: Mapping[str, Array], unit: str) -> bytes:
     """Left: mean share of an evicted write's energy lost to decay and to erase, by series. Right: ages at eviction."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure, (left, right) = _grid(1, 2, width=10.4, height=0.3 * len(shares) + 2.2)
         y = np.arange(len(shares))[::-1]
         decay, erase = (np.array([pair[i] for pair in shares.values()]) for i in (0, 1))
@@ -201,7 +201,7 @@ def causes(shares: Mapping[str, tuple[float, float]], ages: Mapping[str, Array],
 
 def losses(history: Sequence[Mapping[str, float]]) -> bytes:
     """Training and validation loss by step."""
-    with mpl.rc_context(STYLE):
+    with _style():
         figure, (axis,) = _grid(1, 1, width=8.6, height=3.2)
         for name, colour, mark in (("train_loss", ORANGE, "s"), ("val_loss", BLUE, "o")):
             points = [(row["step"], row[name]) for row in history if name in row]
@@ -210,8 +210,18 @@ def losses(history: Sequence[Mapping[str, float]]) -> bytes:
                     *zip(*points, strict=True), color=colour, marker=mark, ms=4, lw=1.6, label=name.replace("_", " ")
                 )
         axis.set(title="Training", xlabel="step", ylabel="quantile loss, standard units")
-        axis.legend()
+        if axis.get_lines():
+            axis.legend()
         return _png(figure)
+
+
+def _style(more: Mapping[str, object] | None = None) -> AbstractContextManager[None]:
+    return mpl.rc_context(cast(Any, {**STYLE, **(more or {})}))
+
+
+def _days(part: Axis, ticks: int) -> None:
+    part.set_major_locator(dates.AutoDateLocator(minticks=3, maxticks=ticks))  # type: ignore[no-untyped-call]
+    part.set_major_formatter(dates.DateFormatter("%-d %b"))  # type: ignore[no-untyped-call]
 
 
 def _pairs(levels: tuple[float, ...]) -> list[tuple[int, int, float]]:

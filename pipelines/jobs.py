@@ -18,7 +18,7 @@ from tsgdn2.errors import ConfigError
 def _at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
-            raise ConfigError(f"{name}: must be at least {0 if name == 'hold_out' else 1}, got {value}")
+            raise ConfigError(f"{name}: must be at least 1, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Job:
     """Where a job writes and how much it says."""
 
     runs: Path = Path("runs")
-    """Folder of the MLflow store (mlflow.db, artifacts), of the spool, and of every output without a path of its own."""
+    """Folder of the MLflow store, of the spool, and of every output that has no path of its own."""
     output: Path | None = None
     """Folder of this job's files; by default runs/<job>-<date and time>."""
     experiment: str = "tsgdn2"
@@ -54,7 +54,7 @@ class ModelOptions:
     """Steps per commit token. Smaller is dearer and remembers finer."""
     width: int = 64
     """Width of the residual stream."""
-    layers: int = 2
+    layers: int = 1
     """Blocks."""
     heads: int = 4
     """Heads of the mixer."""
@@ -66,6 +66,8 @@ class ModelOptions:
     """Hidden width of the SwiGLU."""
     dropout: float = 0.0
     """Dropout while training, in [0, 1)."""
+    channels: Literal["independent", "joint"] = "independent"
+    """independent: one sequence per channel, shared weights. joint: one token holds all channels of a target."""
     mixer: Literal["gdn2", "lstm", "none"] = "gdn2"
     """Memory of the model; only gdn2 can be audited."""
     lag_skip: int = 0
@@ -76,7 +78,7 @@ class ModelOptions:
     """Steps of a training window; None is 64 patches. Memory at prediction time has no limit."""
     batch_size: int = 32
     """Windows per training step."""
-    lr: float = 2e-3
+    lr: float = 4e-3
     """Peak learning rate."""
     weight_decay: float = 0.05
     """Weight decay of matrices."""
@@ -162,6 +164,8 @@ class Quickstart(Job):
     def __post_init__(self) -> None:
         """Check the bounds."""
         _at_least_one(batch_every=self.batch_every)
+        if self.model.channels != "independent":
+            raise ConfigError("model.channels: the quickstart's series are univariate; only independent is allowed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +189,9 @@ class Train(Job):
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        _at_least_one(prediction_length=self.prediction_length, hold_out=self.hold_out + 1)
+        _at_least_one(prediction_length=self.prediction_length)
+        if self.hold_out < 0:
+            raise ConfigError(f"hold_out: must be at least 0, got {self.hold_out}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,12 +273,12 @@ JOBS: Final[dict[str, tuple[type[Job] | type[AuditSync], str]]] = {
     "backtest": (Backtest, "backtest"),
     "replay": (Replay, "replay"),
     "audit run": (AuditRun, "audit"),
-    "audit sync": (AuditSync, "audit"),
+    "audit sync": (AuditSync, "audit_sync"),
 }
 
 
 def runner(name: str) -> Callable[[object], None]:
-    """Import the module of a job, and only now what it needs; its function is called `run`, or `sync` for that verb."""
+    """Import the module of a job, and only now what it needs; its function is called `run`."""
     module = import_module(f"tsgdn2.pipelines.{JOBS[name][1]}")
-    found: Callable[[object], None] = getattr(module, "sync" if name.endswith("sync") else "run")
+    found: Callable[[object], None] = module.run
     return found

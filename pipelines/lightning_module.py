@@ -34,6 +34,8 @@ class Likelihood(Protocol):
 class ForecastTraining(LightningModule):
     """One forecaster under training."""
 
+    levels: Tensor
+
     def __init__(
         self,
         forecaster: Forecaster,
@@ -119,7 +121,8 @@ class ForecastTraining(LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
         """AdamW with two groups, linear warm-up over a twentieth of the steps, cosine to a twentieth of the rate."""
-        plain, decayed = [], []
+        plain: list[Tensor] = []
+        decayed: list[Tensor] = []
         for name, parameter in self.forecaster.named_parameters():
             is_plain = parameter.ndim < 2 or any(part in name.split(".")[-1] for part in NO_DECAY)
             (plain if is_plain else decayed).append(parameter)

@@ -103,7 +103,7 @@ class WindowSampler:
 def validation_batches(
     timelines: Timelines, config: ForecasterConfig, *, tokens: int, since: Ints, seed: int, batch_size: int
 ) -> list[Batch]:
-    """Windows that score every commit interval after step `since` [lanes] once, each warmed by up to `tokens` commits."""
+    """Windows that score each commit interval after step `since` [lanes] once, warmed by up to `tokens` commits."""
     rng = np.random.default_rng(seed)
     runs = []
     for lane in range(len(timelines)):

@@ -102,7 +102,7 @@ class GDN2Predictor(PyTorchPredictor):
         """[B, Q or samples, H, C] in the units of the channels."""
         config, model = self.config, self.forecaster.eval()
         series = [raw.series(self.standards, self.channels) for raw in batch]
-        lanes = [lane for one in series for lane in one.lanes(config.mode == "independent")]
+        lanes = [lane for one in series for lane in one.lanes(config)]
         lines = Timelines(lanes, window=config.window, horizon=config.prediction_length, half_life=config.half_life)
         lane = np.arange(len(lines))
         clock = lines.start + lines.steps - 1

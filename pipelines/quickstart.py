@@ -221,8 +221,9 @@ def _show(
     lost = comparison.lost(OURS)
     screen.say(f"GDN-2 is beaten in {len(lost)} of {channels} channels: {'; '.join(lost) or 'none'}")
     screen.say(
-        f"streamed against batch: {agreement.largest:.1e} standard deviations at most, {agreement.forecasts} forecasts; "
-        f"median time per observation {streamed.median_microseconds:,.0f} µs, mean {streamed.microseconds:,.0f} µs"
+        f"streamed against batch: {agreement.largest:.1e} standard deviations at most, in {agreement.forecasts} "
+        f"forecasts; median time per observation {streamed.median_microseconds:,.0f} µs, "
+        f"mean {streamed.microseconds:,.0f} µs"
     )
     where = job.tracking_uri or f"sqlite:///{job.runs / 'mlflow.db'}"
     screen.say(f"report: {written}\nMLflow: mlflow ui --backend-store-uri {where}")

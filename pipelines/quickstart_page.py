@@ -48,9 +48,9 @@ def page(
     )
     report.table(
         COLUMNS, comparison.rows(), ours=(OURS,),
-        note="CRPS rel. and MASE rel.: geometric mean over the channels of the figure over SeasonalNaive(24)'s; below 1 "
-        "is better. CRPS: mean weighted quantile loss over all cells. One observation is one hour of one airport, all "
-        "sensors, with the audit running.",
+        note="CRPS rel. and MASE rel.: geometric mean over the channels of the figure over SeasonalNaive(24)'s; below "
+        "1 is better. CRPS: mean weighted quantile loss over all cells. One observation is one hour of one airport, "
+        "all sensors, with the audit running.",
     )  # fmt: skip
     lost = comparison.lost(OURS)
     report.paragraph(
@@ -80,8 +80,8 @@ def page(
     report.table(("phase", "seconds"), [{"phase": n, "seconds": f"{s:.1f}"} for n, s in seconds.items()])
     report.paragraph(
         f"Streamed and batch forecasts differ by at most {agreement.largest:.1e} standard deviations of a channel over "
-        f"{agreement.forecasts} forecasts. Per observation: median {streamed.median_microseconds:,.0f} µs (the patch stays "
-        f"open), mean {streamed.microseconds:,.0f} µs; parameters: "
+        f"{agreement.forecasts} forecasts. Per observation: median {streamed.median_microseconds:,.0f} µs (the patch "
+        f"stays open), mean {streamed.microseconds:,.0f} µs; parameters: "
         f"{sum(p.numel() for p in predictor.forecaster.parameters()):,}."
     )
     report.paragraph(f"Data: `{source.name}`, {source.frame.height:,} rows, digest `{source.digest}`.")
@@ -95,9 +95,9 @@ def _memory(report: Report, accounts: Sequence[Account], view: OnlineView | None
         return
     last = accounts[-1]
     report.paragraph(
-        f"Every write of the newest {last.trace.k.shape[1]} patches of {len(last.trace.lanes)} series, followed exactly: "
-        f"the retained writes rebuild the state to {last.heads['state_residual'].to_numpy().max():.0e} of its size, and "
-        f"the energy ledger closes to {last.heads['ledger_residual'].to_numpy().max():.0e}."
+        f"Each write of the newest {last.trace.k.shape[1]} patches of {len(last.trace.lanes)} series, followed: "
+        f"the retained writes rebuild the state to {last.heads['state_residual'].to_numpy().max():.0e} of its size, "
+        f"and the energy ledger closes to {last.heads['ledger_residual'].to_numpy().max():.0e}."
     )
     report.table(*head_rows(last))
     add_retention(report, accounts)

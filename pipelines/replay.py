@@ -53,7 +53,7 @@ def run(job: Replay) -> None:
                 "microseconds_per_observation": streamed.microseconds,
                 "microseconds_per_observation_median": streamed.median_microseconds,
                 "state_bytes": float(online.state_nbytes),
-                "surprise/above_10_bits": float(np.mean(bits[np.isfinite(bits)] > 10)) if np.isfinite(bits).any() else 0.0,
+                "surprises_above_10_bits": float((bits[np.isfinite(bits)] > 10).sum()),
             }  # fmt: skip
             for name in ("duplicates", "replaced", "late"):
                 found[f"rows/{name}"] = float(sum(online.counters(stream)[name] for stream in online.streams))
@@ -65,8 +65,8 @@ def run(job: Replay) -> None:
                 audit = write_audit(folder / "audit", [], view, f"replay of {source.name}")
                 log_audit(record, folder / "audit", audit, {"state": "online.safetensors"})
     screen.say(
-        f"{source.frame.height:,} observations of {len(source.streams)} streams, {len(streamed.forecasts):,} forecasts; "
-        f"median {streamed.median_microseconds:,.0f} µs, mean {streamed.microseconds:,.0f} µs per observation, "
-        f"{online.state_nbytes:,} bytes of state per stream"
+        f"{source.frame.height:,} observations of {len(source.streams)} streams, {len(streamed.forecasts):,} "
+        f"forecasts; median {streamed.median_microseconds:,.0f} µs, mean {streamed.microseconds:,.0f} µs per "
+        f"observation, {online.state_nbytes:,} bytes of state per stream"
     )
     screen.say(f"state: {folder / 'online.safetensors'}")

@@ -53,8 +53,8 @@ class Report:
             lines.append(f'<tr class="ours">{cells}</tr>' if row[columns[0]] in ours else f"<tr>{cells}</tr>")
         foot = f'<p class="soft">{_inline(note)}</p>' if note else ""
         self._html.append(
-            f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(lines)}</tbody></table></div>'
-            f"{foot}"
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(lines)}</tbody></table>'
+            f"</div>{foot}"
         )
         text = ["| " + " | ".join(_cell(name) for name in columns) + " |"]
         text.append("|" + "|".join("---" if not number else "---:" for number in range(len(columns))) + "|")

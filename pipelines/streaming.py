@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from tsgdn2.audit import Eviction
 from tsgdn2.datasets.frame import STREAM, TIME
+from tsgdn2.errors import StreamError
 from tsgdn2.forecast import Forecast
 from tsgdn2.online import OnlinePredictor
 
@@ -120,8 +122,9 @@ def stream_frame(
 
 
 def _at(online: OnlinePredictor, origin: int) -> list[Forecast]:
-    """Forecasts of all streams whose clock is not past the origin."""
-    if not online.streams:
-        return []
-    at = origin * online.config.period_ns
-    return [online.forecast(stream, at=at) for stream in online.streams]
+    """Forecasts of all streams whose clock is not past the origin, as it is where old rows meet a saved state."""
+    found = []
+    for stream in online.streams:
+        with suppress(StreamError):
+            found.append(online.forecast(stream, at=origin * online.config.period_ns))
+    return found

@@ -70,7 +70,7 @@ def collect(
     series = [one.series(predictor.standards, predictor.channels) for one in raw]
     split = config.mode == "independent"
     lines = Timelines(
-        [lane for one in series for lane in one.lanes(split)], window=config.window, horizon=config.prediction_length,
+        [lane for one in series for lane in one.lanes(config)], window=config.window, horizon=config.prediction_length,
         half_life=config.half_life,
     )  # fmt: skip
     clocks = [lines.commit_clocks(lane, config.patch_length) for lane in range(len(lines))]

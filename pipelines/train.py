@@ -41,9 +41,9 @@ def run(job: Train) -> None:
         write_settings(job, folder)
         record_options(record, job)
         source.log(record)
-        channels = source.channels if job.targets == "multivariate" else []
+        names = source.channels if job.targets == "multivariate" else []
         with screen.phase("training", total=job.model.epochs * job.model.batches) as phase:
-            fit = estimator(job.model, source.freq, job.prediction_length, phase, channels=channels)
+            fit = estimator(job.model, source.freq, job.prediction_length, phase, names=names)
             predictor = fit.train(entries)
         with screen.phase("saving"):
             home = folder / "predictor"

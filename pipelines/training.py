@@ -21,9 +21,9 @@ EXAMPLE_STEPS = 96
 
 
 def estimator(
-    model: ModelOptions, freq: str, prediction_length: int, phase: Phase, *, channels: Sequence[str] = ()
+    model: ModelOptions, freq: str, prediction_length: int, phase: Phase, *, names: Sequence[str] = ()
 ) -> GDN2Estimator:
-    """Build the estimator that the options describe; channels names those of a multivariate target."""
+    """Build the estimator that the options describe; names are those of a multivariate target."""
     options = asdict(model)
     epochs, batches, seconds = (options.pop(name) for name in ("epochs", "batches", "seconds"))
     trainer: dict[str, object] = {"max_epochs": epochs, "callbacks": [training_callback(phase)]}
@@ -31,7 +31,7 @@ def estimator(
         trainer["max_time"] = {"seconds": seconds}
     made: GDN2Estimator = GDN2Estimator(
         freq, prediction_length, num_batches_per_epoch=batches, trainer_kwargs=trainer,
-        target_channels=max(1, len(channels)), channel_names=list(channels) or None, **options,
+        target_channels=max(1, len(names)), channel_names=list(names) or None, **options,
     )  # fmt: skip
     return made
 

@@ -79,4 +79,4 @@ class Block(nn.Module):
 
     def _feed(self, x: Tensor, y: Tensor) -> Tensor:
         x = x + self.dropout(y)
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return torch.as_tensor(x + self.dropout(self.mlp(self.mlp_norm(x))))

@@ -59,11 +59,16 @@ def read(path: Path, *, kind: str, schema: int) -> tuple[dict[str, Tensor], dict
     return tensors, meta
 
 
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 def _digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(dict(meta), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.numpy()).cast("B"))
+            digest.update(tensor.numpy().data.cast("B"))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Known covariates and static features as a stream's caller gives them, checked against what the model was trained with.
+"""Known covariates and static features as a stream's caller gives them, checked against those of the training.
 
 Standardised here once, so that neither the rings nor the model ever see raw units. Messages name the argument.
 F known covariates, R real static features, K categories, H horizon.

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tsgdn2.audit import OnlineAudit
+from tsgdn2.audit import AuditConfig, OnlineAudit
+from tsgdn2.errors import ConfigError
 from tsgdn2.forecaster import Forecaster, QueryInputs
 from tsgdn2.patch import Windows
-from tsgdn2.scale import Floats, Moments, forgetting, scale_of
+from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of
 from tsgdn2.slab import NONE, Ints, Slab
 from tsgdn2.state import ForecasterState
 from tsgdn2.timeline import standardise
@@ -102,14 +103,14 @@ class Engine:
 
     def _commit(
         self, slots: Ints, end: Ints, moments: Moments, state: ForecasterState, *, audit: bool
-    ) -> tuple[np.ndarray, ForecasterState]:
+    ) -> tuple[Bools, ForecasterState]:
         """Commit the open patch of each stream; lanes with nothing observed are no token. Returns which were."""
         cfg, slab = self.config, self.slab
         values, seen = slab.window(slots, end, cfg.patch_length)
         windows = self._lane_windows(
             slots, end, values, seen, moments.mean, scale_of(moments, slab.prior[slots]), slab.open_known[slots]
         )
-        written = windows.seen.any((1, 2))
+        written = np.asarray(windows.seen.any((1, 2)))
         token_clock = slab.token_clock[slots].reshape(-1)
         clock = np.repeat(end, cfg.lanes)
         elapsed = np.where(token_clock == NONE, 0, clock - token_clock) / cfg.patch_length
@@ -153,7 +154,7 @@ class Engine:
                 )
 
     def _lane_windows(
-        self, slots: Ints, clock: Ints, values: Floats, seen: np.ndarray, mean: Floats, scale: Floats, known: Floats
+        self, slots: Ints, clock: Ints, values: Floats, seen: Bools, mean: Floats, scale: Floats, known: Floats
     ) -> Windows:
         lanes = self.config.lanes
         since = self.slab.since(slots, clock)
@@ -175,11 +176,26 @@ class Engine:
 
     def _static(self, slots: Ints) -> Tensor:
         real, categories = self.slab.static_real[slots], self.slab.static_categories[slots]
-        rows = self.forecaster.static(real, categories)
-        return rows.repeat_interleave(self.config.lanes, 0)
+        real, categories = (np.repeat(a, self.config.lanes, axis=0) for a in (real, categories))
+        if self.config.channel_identity:
+            channel = np.tile(np.arange(self.config.lanes), len(slots))[:, None]
+            categories = np.concatenate([categories, channel], axis=1)
+        return self.forecaster.static(real, categories)
 
 
-def cohorts(seen: np.ndarray, elapsed: Floats) -> Ints:
+def audit_of(config: AuditConfig | None, forecaster: Forecaster) -> OnlineAudit | None:
+    """The online audit of a forecaster's states; None stays None, ConfigError for a mixer that has no such state."""
+    cfg = forecaster.config
+    if config is None:
+        return None
+    if cfg.mixer != "gdn2":
+        raise ConfigError(f"audit: only a gdn2 state can be audited, the model has mixer {cfg.mixer!r}; pass None")
+    return OnlineAudit(
+        config, layers=cfg.layers, heads=cfg.heads, key_dim=cfg.key_dim, value_dim=cfg.value_dim, dtype=forecaster.dtype
+    )
+
+
+def cohorts(seen: Bools, elapsed: Floats) -> Ints:
     """Cohort of each committed patch [N]: 0 complete, 1 partial, 2 the first after a gap of a patch or more."""
     partial = ~seen.all((1, 2))
     return np.where(elapsed > 1, 2, partial.astype(np.int64))
@@ -195,7 +211,7 @@ def _tiles(count: int) -> Iterator[tuple[Ints, int]]:
 
 
 def _take(windows: Windows, rows: Ints) -> Windows:
-    return Windows(*[a[rows] for a in windows])
+    return Windows._make(a[rows] for a in windows)
 
 
 def _rows(moments: Moments, rows: Ints) -> Moments:

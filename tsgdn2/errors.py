@@ -12,6 +12,8 @@ what is allowed, what came, and what to do.
     |   +-- UnknownChannelError
     +-- CheckpointError      a file is truncated, altered, or from a newer schema
     +-- DataError            a data set could not be fetched, verified or read
+    +-- TrackingError        the tracking store refused what was sent            (pipelines/spool.py)
+        +-- ServerDownError  it does not answer; the spool is as it was
 """
 
 from __future__ import annotations

@@ -75,4 +75,4 @@ def probability(y: Floats, quantiles: Floats, levels: Floats) -> Floats:
 
 def surprise_bits(u: Floats) -> Floats:
     """-log2(2 min(u, 1 - u)), at most about 39 bits."""
-    return -np.log2(2 * np.clip(np.minimum(u, 1 - u), _TAIL_FLOOR, 0.5))
+    return np.asarray(-np.log2(2 * np.clip(np.minimum(u, 1 - u), _TAIL_FLOOR, 0.5)))

@@ -201,14 +201,14 @@ class GDN2Mixer(Mixer):
     def _activate(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys = self.sizes[0]
         q, k, v = F.silu(mixed).split([keys, keys, self.sizes[4]], -1)
-        return self._unit(q), self._unit(k), v.unflatten(-1, (self.heads, self.value_dim))
+        return self._unit(q), self._unit(k), torch.unflatten(v, -1, (self.heads, self.value_dim))
 
     def _unit(self, x: Tensor) -> Tensor:
-        x = x.unflatten(-1, (self.heads, self.key_dim))
+        x = torch.unflatten(x, -1, (self.heads, self.key_dim))
         return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _EPS)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1))
+        return torch.unflatten(x, -1, (self.heads, -1))
 
     def _rate(self, low: Tensor) -> Tensor:
         step = F.softplus(self.rate_up(low) + self.dt_bias)

@@ -75,6 +75,7 @@ class Ingest:
         return out
 
     def check_late(self, names: Sequence[str], step: Ints, values: Floats, last: Ints) -> None:
+        """LateDataError for the first of N rows that carries a value for a closed patch; `last` [N] as `slab.last`."""
         patch = self.patch
         late = np.isfinite(values).any(1) & (last != NONE) & (step // patch < last // patch)
         if late.any():

@@ -6,37 +6,20 @@ Every message names the argument, what is allowed, what came and what to do. Not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tsgdn2.clock import Steps, Time, to_ns
-from tsgdn2.errors import SchemaError, StreamError, UnknownChannelError
+from tsgdn2.errors import ConfigError, SchemaError, StreamError, UnknownChannelError
 from tsgdn2.scale import Floats
+
+if TYPE_CHECKING:
+    import polars as pl
 
 LARGEST = 1e100
 Values = ArrayLike | Mapping[str, float | None] | None
-
-
-class Column(Protocol):
-    """What is used of a polars Series."""
-
-    def to_numpy(self) -> np.ndarray: ...  # noqa: D102
-    def to_list(self) -> list[object]: ...  # noqa: D102
-    def null_count(self) -> int: ...  # noqa: D102
-
-
-class Frame(Protocol):
-    """What is used of a polars DataFrame; the room knows no polars."""
-
-    @property
-    def columns(self) -> list[str]: ...  # noqa: D102
-    @property
-    def height(self) -> int: ...  # noqa: D102
-    def get_column(self, name: str) -> Column: ...  # noqa: D102
-    def select(self, *names: str) -> Frame: ...  # noqa: D102
-    def hstack(self, columns: object) -> Frame: ...  # noqa: D102
 
 
 def check_stream(stream: str) -> None:
@@ -50,6 +33,18 @@ def step_of(time: Time, period_ns: int) -> int:
     return to_ns(time) // period_ns
 
 
+def horizon_of(horizon: int | None, longest: int) -> int:
+    """Steps of a forecast, 1 to `longest`; None asks for all. ConfigError otherwise."""
+    if horizon is None:
+        return longest
+    if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or not 1 <= horizon <= longest:
+        raise ConfigError(
+            f"horizon: must be an integer from 1 to prediction_length = {longest}, got {horizon!r}; "
+            "train with a longer prediction_length to look further"
+        )
+    return int(horizon)
+
+
 def row_values(values: Values, channels: tuple[str, ...]) -> Floats:
     """values as float64 [C], NaN where missing; array [C] or {channel: value}."""
     if values is None:
@@ -60,7 +55,7 @@ def row_values(values: Values, channels: tuple[str, ...]) -> Floats:
             raise UnknownChannelError(
                 f"values: unknown channels {unknown}; this model knows {list(channels)}, drop or rename them"
             )
-        values = [values.get(name) for name in channels]
+        values = [np.nan if (cell := values.get(name)) is None else cell for name in channels]
     if isinstance(values, Sequence) and not isinstance(values, str):
         values = [np.nan if v is None else v for v in values]
     raw = np.asarray(values)
@@ -84,7 +79,7 @@ def check_finite(values: Floats, channels: tuple[str, ...]) -> None:
         )
 
 
-def frame_rows(frame: Frame, channels: tuple[str, ...], period_ns: int) -> tuple[list[str], Steps, Floats]:
+def frame_rows(frame: pl.DataFrame, channels: tuple[str, ...], period_ns: int) -> tuple[list[str], Steps, Floats]:
     """streams, steps [N] and values [N, C] of a frame with columns stream, time and channels."""
     if not hasattr(frame, "get_column") or not hasattr(frame, "columns"):
         raise SchemaError(f"frame: must be a polars DataFrame, got {type(frame).__name__}")
@@ -106,7 +101,7 @@ def frame_rows(frame: Frame, channels: tuple[str, ...], period_ns: int) -> tuple
             raise StreamError(f"frame: column {name} has nulls (missing times or names); drop those rows")
     streams = frame.get_column("stream").to_list()
     for stream in set(streams):
-        check_stream(stream)  # type: ignore[arg-type]
+        check_stream(stream)
     stamps = frame.get_column("time").to_numpy()
     if stamps.dtype.kind == "M":
         nanoseconds = stamps.astype("datetime64[ns]").astype(np.int64)

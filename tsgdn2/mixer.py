@@ -25,7 +25,7 @@ class Commits(NamedTuple):
     observed: Tensor
     elapsed: Tensor
     length: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls on commits
 
 
 class Queries(NamedTuple):
@@ -52,7 +52,7 @@ class Mixer(nn.Module, ABC):
     def step(
         self, x: Tensor, observed: Tensor, elapsed: Tensor, count: Tensor, state: MixerState
     ) -> tuple[Tensor, MixerState]:
-        """Commit one token per row: x [B,D], observed [B], elapsed [B], count [B] commits before. Returns (y, state)."""
+        """Commit one token per row: x [B,D], observed, elapsed [B], count [B] commits before. Returns (y, state)."""
 
     @abstractmethod
     def read(self, x: Tensor, elapsed: Tensor, state: MixerState) -> Tensor:

@@ -14,26 +14,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 from tsgdn2 import checkpoint, intake
-from tsgdn2.audit import AuditConfig, OnlineAudit
+from tsgdn2.audit import AuditConfig
 from tsgdn2.clock import Time
 from tsgdn2.covariates import Covariates
-from tsgdn2.engine import Engine
+from tsgdn2.engine import Engine, audit_of
 from tsgdn2.errors import CheckpointError, ConfigError, StreamError, UnknownStreamError
 from tsgdn2.forecast import Forecast
-from tsgdn2.forecaster import Forecaster, ForecasterConfig
+from tsgdn2.forecaster import Forecaster, ForecasterConfig, with_channels
 from tsgdn2.ingest import STATUS, Ingest, waves_of
 from tsgdn2.scale import Floats
 from tsgdn2.slab import COUNTERS, NONE, Ints, Slab
 from tsgdn2.standards import Standards
+
+if TYPE_CHECKING:
+    import polars as pl
 
 SCHEMA = 1
 KIND = "tsgdn2-online-predictor"
@@ -87,7 +89,7 @@ class OnlinePredictor:
         self.config, self.channels, self.freq, self.late = config, tuple(channels), freq, late
         self._slots: dict[str, int] = {}
         self._slab = Slab(forecaster)
-        self.audit = _audit(audit, forecaster)
+        self.audit = audit_of(audit, forecaster)
         self._engine = Engine(forecaster, self._slab, self.audit)
         self._ingest = Ingest(self._slab, self._engine)
         self._covariates = Covariates(config, standards)
@@ -104,7 +106,13 @@ class OnlinePredictor:
         """Stream a trained predictor. An independent model serves any `channels`; others keep those of training."""
         forecaster = predictor.forecaster
         names = tuple(channels) if channels is not None else predictor.channels
-        if forecaster.config.mode == "independent" and len(names) != forecaster.config.channels:
+        fixed = forecaster.config.mode != "independent" or forecaster.config.channel_identity
+        if fixed and names != predictor.channels:
+            raise ConfigError(
+                f"channels: this model is bound to the channels of its training {list(predictor.channels)} "
+                f"(mode {forecaster.config.mode}, channel_identity), got {list(names)}"
+            )
+        if not fixed and len(names) != forecaster.config.channels:
             forecaster = with_channels(forecaster, len(names))
         return cls(forecaster, predictor.standards, channels=names, freq=predictor.freq, late=late, audit=audit)
 
@@ -150,7 +158,7 @@ class OnlinePredictor:
         surprise, status = self._ingest.advance(np.array([slot]), steps, row, covariates)
         return Observation(surprise[0], STATUS[int(status[0])])
 
-    def observe_many(self, frame: intake.Frame, *, known: ArrayLike | None = None) -> intake.Frame:
+    def observe_many(self, frame: pl.DataFrame, *, known: ArrayLike | None = None) -> pl.DataFrame:
         """Update many streams: polars columns stream, time and channels; rows of a stream in their order.
 
         known [N, F] beside the frame. Returns stream, time, surprise of every channel (`surprise.<channel>`), status;
@@ -174,7 +182,7 @@ class OnlinePredictor:
                 slots[rows], steps[rows], values[rows], covariates[rows]
             )
         columns = {f"surprise.{name}": surprise[:, c] for c, name in enumerate(self.channels)}
-        added = type(frame)({**columns, "status": [STATUS[s] for s in status.tolist()]})  # type: ignore[call-arg]
+        added = type(frame)({**columns, "status": [STATUS[s] for s in status.tolist()]})
         return frame.select("stream", "time").hstack(added)
 
     def forecast(
@@ -192,7 +200,7 @@ class OnlinePredictor:
             if step < clock:
                 raise StreamError(f"at: {at!r} lies before the stream's clock; a state can not be read in its past")
             clock = step
-        steps = self._horizon(horizon)
+        steps = intake.horizon_of(horizon, self.config.prediction_length)
         covariates = self._covariates.future(future, steps)
         quantiles = self._engine.answer(np.array([slot]), np.array([clock]), covariates)[0, :steps]
         return self._forecast(stream, clock, quantiles)
@@ -202,7 +210,7 @@ class OnlinePredictor:
     ) -> list[Forecast]:
         """`forecast` of many streams in tiles; equal to one by one, bit for bit. future [N, H, F]."""
         slots = np.array([self._slot(stream) for stream in streams], np.int64)
-        steps = self._horizon(horizon)
+        steps = intake.horizon_of(horizon, self.config.prediction_length)
         if not streams:
             return []
         parts = np.asarray(future, np.float64) if future is not None else [None] * len(streams)
@@ -238,7 +246,7 @@ class OnlinePredictor:
         try:
             config = ForecasterConfig.from_json(facts["config"])
             forecaster = Forecaster(config).to(tensors["model.norm.weight"].dtype)
-            forecaster.load_state_dict(_part(tensors, "model."))
+            forecaster.load_state_dict(checkpoint.part(tensors, "model."))
             online = cls(
                 forecaster,
                 Standards.from_json(facts["standards"]),
@@ -250,14 +258,14 @@ class OnlinePredictor:
             names = json.loads(facts["streams"])
             online._slab.restore(tensors, len(names))
             if online.audit is not None:
-                online.audit.load_state_tensors(_part(tensors, "audit."))
+                online.audit.load_state_tensors(checkpoint.part(tensors, "audit."))
         except (KeyError, RuntimeError, TypeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"path: {path} does not fit this version ({error}); save it again") from error
         online._slots = {name: slot for slot, name in enumerate(names)}
         return online
 
     def _check_frame(
-        self, names: list[str], codes: np.ndarray, order: Ints, steps: Ints, values: Floats, waves: list[Ints]
+        self, names: list[str], codes: NDArray[np.object_], order: Ints, steps: Ints, values: Floats, waves: list[Ints]
     ) -> None:
         known = np.array([self._slots.get(name, -1) for name in codes], np.int64)
         last = np.where(known >= 0, self._slab.last[np.maximum(known, 0)], NONE)
@@ -286,47 +294,15 @@ class OnlinePredictor:
         self._slots[stream] = slot
         return slot
 
-    def _horizon(self, horizon: int | None) -> int:
-        longest = self.config.prediction_length
-        if horizon is None:
-            return longest
-        if isinstance(horizon, bool) or not isinstance(horizon, int | np.integer) or not 1 <= horizon <= longest:
-            raise ConfigError(
-                f"horizon: must be an integer from 1 to prediction_length = {longest}, got {horizon!r}; "
-                "train with a longer prediction_length to look further"
-            )
-        return int(horizon)
-
     def _forecast(self, stream: str, clock: int, quantiles: Floats) -> Forecast:
         steps = clock + 1 + np.arange(len(quantiles))
         times = (steps * self.config.period_ns).astype("datetime64[ns]")
         return Forecast(stream, quantiles, self.config.quantiles, self.channels, times, self.freq)
 
 
-def with_channels(forecaster: Forecaster, channels: int) -> Forecaster:
-    """The same independent model serving another number of channels; the weights are shared, not copied."""
-    twin = Forecaster(replace(forecaster.config, channels=channels)).to(forecaster.dtype)
-    twin.load_state_dict(forecaster.state_dict(), assign=True)
-    return twin
-
-
-def _audit(config: AuditConfig | None, forecaster: Forecaster) -> OnlineAudit | None:
-    cfg = forecaster.config
-    if config is None:
-        return None
-    if cfg.mixer != "gdn2":
-        raise ConfigError(f"audit: only a gdn2 state can be audited, the model has mixer {cfg.mixer!r}; pass None")
-    return OnlineAudit(
-        config, layers=cfg.layers, heads=cfg.heads, key_dim=cfg.key_dim, value_dim=cfg.value_dim, dtype=forecaster.dtype
-    )
-
-
 def _audit_config(text: str) -> AuditConfig | None:
     if not text:
         return None
-    raw = json.loads(text)
-    return AuditConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    raw: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return AuditConfig(**values)

@@ -1,6 +1,6 @@
 """Sensor patches: the last P steps of C channels before a clock become one token (math.md 4, Two kinds of token).
 
-    x = asinh((v - mean) / scale) where observed, else 0            features = [x, observed, since, calendar, known, static]
+    x = asinh((v - mean) / scale) where observed, else 0      features = [x, observed, since, calendar, known, static]
     embedding = Linear_kind(features)        observed = observed cells / all cells        (the weight m of a commit)
 
 A commit token's clock is the end of its patch, a query's is any step; the two kinds have their own linear map. A

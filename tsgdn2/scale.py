@@ -32,7 +32,7 @@ _BLOCK = 128
 class Moments(NamedTuple):
     """What the scaler remembers of each channel, float64 [.., C]: weight, mean and sum of squared deviations."""
 
-    count: Floats
+    count: Floats  # type: ignore[assignment]  # hides tuple.count, which nobody calls on moments
     mean: Floats
     m2: Floats
 

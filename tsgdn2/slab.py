@@ -81,7 +81,7 @@ class Slab:
 
     def row_nbytes(self) -> int:
         """Bytes of one stream, all arrays and tensors."""
-        return (sum(getattr(self, name).nbytes for name in ARRAYS) + self.state.nbytes) // self.capacity
+        return int(sum(getattr(self, name).nbytes for name in ARRAYS) + self.state.nbytes) // self.capacity
 
     def lanes(self, slots: Ints) -> Ints:
         """State rows of the streams in `slots` [N] -> [N * lanes]."""

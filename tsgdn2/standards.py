@@ -24,9 +24,13 @@ class Standards:
     prior: tuple[tuple[str, tuple[float, ...]], ...] = ()
     """(name, deviation per channel) of items, channels, or "item/channel"."""
     known_mean: tuple[float, ...] = ()
+    """Mean of each known covariate, in its own units; empty without covariates."""
     known_scale: tuple[float, ...] = ()
+    """Deviation of each known covariate, > 0."""
     static_mean: tuple[float, ...] = ()
+    """Mean of each real static feature; empty without them."""
     static_scale: tuple[float, ...] = ()
+    """Deviation of each real static feature, > 0."""
 
     def __post_init__(self) -> None:
         """Index the names; not part of the value."""
@@ -50,14 +54,14 @@ class Standards:
             raise SchemaError(f"{argument}: the model was trained with {width} known covariates, got shape {raw.shape}")
         if not np.isfinite(raw).all():
             raise SchemaError(f"{argument}: must be finite; a known covariate is known, fill it or train without it")
-        return (raw - np.array(self.known_mean)) / np.array(self.known_scale)
+        return (raw - np.array(self.known_mean, np.float64)) / np.array(self.known_scale, np.float64)
 
     def static(self, raw: Floats) -> Floats:
         """Standardise real static features [R]; SchemaError when the shape or a value does not fit."""
         width = len(self.static_mean)
         if raw.shape != (width,) or not np.isfinite(raw).all():
             raise SchemaError(f"static: the model was trained with {width} finite real static features, got {raw}")
-        return (raw - np.array(self.static_mean)) / np.array(self.static_scale)
+        return (raw - np.array(self.static_mean, np.float64)) / np.array(self.static_scale, np.float64)
 
     def to_json(self) -> str:
         """JSON text; `from_json` is its inverse, floats to the bit."""

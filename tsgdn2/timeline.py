@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsgdn2.errors import SchemaError
+from tsgdn2.forecaster_config import ForecasterConfig
 from tsgdn2.patch import NEVER_SEEN, Windows
 from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of, scan
 
@@ -47,10 +48,11 @@ class Series:
         if self.known.size and not np.isfinite(self.known).all():
             raise SchemaError("known: must be finite over history and horizon; fill or drop the covariate")
 
-    def lanes(self, independent: bool) -> list[Series]:
-        """This history as lanes: one per channel, or itself."""
-        if not independent:
+    def lanes(self, config: ForecasterConfig) -> list[Series]:
+        """This history as lanes: one per channel, or itself; with channel_identity its number is the last category."""
+        if config.mode != "independent":
             return [self]
+        identity = config.channel_identity
         return [
             Series(
                 values=self.values[:, c : c + 1],
@@ -58,7 +60,7 @@ class Series:
                 prior_scale=self.prior_scale[c : c + 1],
                 known=self.known,
                 static_real=self.static_real,
-                static_categories=self.static_categories,
+                static_categories=np.append(self.static_categories, c) if identity else self.static_categories,
             )
             for c in range(self.values.shape[1])
         ]
@@ -74,7 +76,7 @@ class Timelines:
         self.steps = np.array([len(lane.values) for lane in lanes], np.int64)
         lengths = self.steps + 2 * window + horizon  # a query may stand one patch past the end, its targets unseen
         ends = np.cumsum(lengths)
-        self._offset = ends - lengths + window - self.start
+        self._offset: Ints = ends - lengths + window - self.start
         total = int(ends[-1])
         self._values = np.zeros((total, channels))
         self._seen = np.zeros((total, channels), np.bool_)
@@ -141,7 +143,7 @@ class Timelines:
 
     def future(self, lane: Ints, clock: Ints) -> Floats:
         """Known covariates of the horizon after each clock, [.., H, F]."""
-        return self._known[(self._offset[lane] + clock)[..., None] + np.arange(1, self.horizon + 1)]
+        return np.asarray(self._known[(self._offset[lane] + clock)[..., None] + np.arange(1, self.horizon + 1)])
 
     def targets(self, lane: Ints, clock: Ints) -> tuple[Floats, Bools]:
         """The horizon after each clock in the clock's standard units, and where it was observed: [.., H, C]."""

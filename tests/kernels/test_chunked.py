@@ -11,7 +11,7 @@ from tsgdn2.kernels.ops import delta_scan, gdn2_scan
 LENGTHS = (1, 2, 63, 64, 65, 257)
 NAMES = ("o", "final", "dq", "dk", "dv", "dg", "db", "dw", "dmask", "dinitial")
 # Largest |chunked - float64 reference| / (1 + largest |reference|): outputs and states, then gradients.
-TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (2e-5, 1e-4), torch.bfloat16: (4e-3, 2e-2)}
+TOLERANCE = {torch.float64: (1e-10, 1e-10), torch.float32: (2e-6, 3e-6), torch.bfloat16: (4e-3, 2e-2)}
 
 
 def random_inputs(B, T, H, K, V, *, missing=0.3, strength=1.0, dtype=torch.float64, seed=0):

@@ -31,7 +31,7 @@ def test_a_naive_time_is_utc_and_an_aware_one_is_converted():
 
 @pytest.mark.parametrize("bad", [None, True, 1.5, float("nan"), "2024-01-01", pd.NaT, np.datetime64("NaT"), 2**64])
 def test_what_is_no_moment_is_refused(bad):
-    with pytest.raises(StreamError, match="^time:"):
+    with pytest.raises(StreamError, match=r"^time:"):
         to_ns(bad)
 
 

@@ -20,26 +20,18 @@ from tsgdn2.standards import Standards
 
 HOUR = 3_600_000_000_000
 START = pd.Timestamp("2024-03-01 05:00")
+SERIES = {"prediction_length": 6, "period_ns": HOUR, "channels": 3, "half_life": 40.0, "calendar": ("day", "week")}
+SIZES = {"patch_length": 4, "width": 16, "layers": 2, "heads": 2, "key_dim": 4, "value_dim": 8, "mlp": 16}
+
+
+def hour(number):
+    return START + pd.Timedelta(hours=number)
 
 
 def random_model(seed=0, dtype=torch.float64, **changes):
     """A small forecaster with weights large enough that every part of it matters."""
-    settings_ = {
-        "prediction_length": 6,
-        "period_ns": HOUR,
-        "channels": 3,
-        "patch_length": 4,
-        "width": 16,
-        "layers": 2,
-        "heads": 2,
-        "key_dim": 4,
-        "value_dim": 8,
-        "mlp": 16,
-        "half_life": 40.0,
-        "calendar": ("day", "week"),
-    }
     torch.manual_seed(seed)
-    forecaster = Forecaster(ForecasterConfig(**{**settings_, **changes})).to(dtype)
+    forecaster = Forecaster(ForecasterConfig(**{**SERIES, **SIZES, **changes})).to(dtype)
     with torch.no_grad():
         for name, parameter in forecaster.named_parameters():
             if name.startswith("head"):
@@ -102,7 +94,7 @@ def test_the_stream_equals_the_batch_after_every_observation(mode, dtype, tolera
     for t in range(steps):
         if not arrives[t] and not known:  # with covariates every step is sent, its values missing
             continue
-        online.observe("s", START + pd.Timedelta(hours=t), values[t], known=covariates[t] if known else None)
+        online.observe("s", hour(t), values[t], known=covariates[t] if known else None)
         observed += 1
         streamed.append(online.forecast("s", future=covariates[t + 1 : t + 7] if known else None).quantiles)
         entries.append(
@@ -175,11 +167,11 @@ def test_missing_data_alone_moves_the_clock_and_nothing_else():
     online = online_predictor(random_model(dtype=torch.float32), standards())
     rng = np.random.default_rng(0)
     for t in range(37):
-        online.observe("s", START + pd.Timedelta(hours=t), rng.normal(size=3))
+        online.observe("s", hour(t), rng.normal(size=3))
     before = {name: t.clone() for name, t in everything(online, "s").items()}
     clock = int(online._slab.clock[0])
     for t in range(37, 500, 5):
-        assert online.observe("s", START + pd.Timedelta(hours=t), [np.nan, None, np.nan]).status == "missing"
+        assert online.observe("s", hour(t), [np.nan, None, np.nan]).status == "missing"
     for name, tensor in everything(online, "s").items():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
     assert int(online._slab.clock[0]) == clock + 461
@@ -189,7 +181,7 @@ def test_a_forecast_leaves_nothing_behind():
     online = online_predictor(random_model(dtype=torch.float32), standards())
     rng = np.random.default_rng(0)
     for t in range(30):
-        online.observe("s", START + pd.Timedelta(hours=t), rng.normal(size=3))
+        online.observe("s", hour(t), rng.normal(size=3))
     before = {name: t.clone() for name, t in everything(online, "s").items()}
     first = online.forecast("s").quantiles
     online.forecast("s", at=START + pd.Timedelta(days=9))
@@ -218,10 +210,10 @@ def test_a_row_without_values_inside_a_gap_changes_no_later_forecast():
     for t in [*range(30), *range(75, 120)]:
         values = rng.normal(size=3)
         for online in (with_rows, without):
-            online.observe("s", START + pd.Timedelta(hours=t), values)
+            online.observe("s", hour(t), values)
         if t == 29:
             for gap in (31, 50, 74):
-                with_rows.observe("s", START + pd.Timedelta(hours=gap), None)
+                with_rows.observe("s", hour(gap), None)
     np.testing.assert_allclose(with_rows.forecast("s").quantiles, without.forecast("s").quantiles, rtol=1e-6)
 
 
@@ -230,7 +222,7 @@ def test_the_state_has_the_same_bytes_however_long_the_stream_is():
     online.observe("s", START, [1.0, 2.0, 3.0])
     before = online.state_nbytes
     for t in range(1, 300):
-        online.observe("s", START + pd.Timedelta(hours=t), [1.0, 2.0, float(t % 7)])
+        online.observe("s", hour(t), [1.0, 2.0, float(t % 7)])
     assert online.state_nbytes == before
 
 
@@ -255,9 +247,7 @@ def test_a_new_process_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     rng = np.random.default_rng(5)
     for t in range(41):
         for name in ("a", "b"):
-            online.observe(
-                name, START + pd.Timedelta(hours=t), np.where(rng.random(3) < 0.2, np.nan, rng.normal(size=3))
-            )
+            online.observe(name, hour(t), np.where(rng.random(3) < 0.2, np.nan, rng.normal(size=3)))
     online.save(tmp_path / "state.safetensors")
     subprocess.run(
         [sys.executable, "-c", CONTINUE, tmp_path / "state.safetensors", tmp_path / "out.npz", str(START)], check=True
@@ -266,7 +256,7 @@ def test_a_new_process_goes_on_as_if_nothing_had_happened(tmp_path: Path):
     expected = []
     for t in range(41, 90):
         for name in ("a", "b"):
-            seen = online.observe(name, START + pd.Timedelta(hours=t), again.normal(size=3))
+            seen = online.observe(name, hour(t), again.normal(size=3))
             expected.append(seen.surprise)
         expected.append(online.forecast("a").quantiles.reshape(-1))
     with np.load(tmp_path / "out.npz") as got:
@@ -310,16 +300,12 @@ def test_surprise_is_small_at_the_median_and_grows_in_the_tails():
     online = online_predictor(random_model(dtype=torch.float32), standards())
     rng = np.random.default_rng(0)
     for t in range(33):
-        assert np.isnan(online.observe("s", START + pd.Timedelta(hours=t), rng.normal(size=3)).surprise).all() == (
-            t < 3
-        )
+        assert np.isnan(online.observe("s", hour(t), rng.normal(size=3)).surprise).all() == (t < 3)
     slab = online._slab
-    lead = int((START + pd.Timedelta(hours=33)).value // HOUR - slab.origin[0])
+    lead = int((hour(33)).value // HOUR - slab.origin[0])
     median, top = slab.reference[0, lead - 1, :, 4], slab.reference[0, lead - 1, :, 8]
     spread = top - median
-    online2 = online_predictor(random_model(dtype=torch.float32), standards())
-    del online2
-    near = online.observe("s", START + pd.Timedelta(hours=33), median).surprise
-    far = online.observe("s", START + pd.Timedelta(hours=33), top + 3 * spread).surprise
+    near = online.observe("s", hour(33), median).surprise
+    far = online.observe("s", hour(33), top + 3 * spread).surprise
     assert (near < 0.01).all()
     assert (far > 3).all()

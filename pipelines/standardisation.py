@@ -1,0 +1,52 @@
+"""The units of a data set, measured on the training part of every series: what Standards then carries everywhere.
+
+    prior deviation = that of the observed values;  known, static: mean and deviation over all series, 1 for a constant
+
+Only the first MAX_NAMED_ITEMS items keep a prior of their own; all others start from the geometric mean.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tsgdn2.forecaster import ForecasterConfig
+from tsgdn2.pipelines.entries import RawSeries
+from tsgdn2.scale import Floats
+from tsgdn2.standards import Standards
+
+MAX_NAMED_ITEMS = 10_000
+
+
+def standards_of(raw: list[RawSeries], cut: list[int], config: ForecasterConfig) -> Standards:
+    """Prior deviations and covariate units from the training part of every series."""
+    scales = {}
+    for one, stop in zip(raw, cut, strict=True):
+        past = one.values[: stop - one.step]
+        deviation = np.array([_deviation(past[:, c]) for c in range(past.shape[1])])
+        scales[one.item_id] = deviation
+    table = np.stack(list(scales.values()))
+    whole = np.exp(np.log(table).mean(0))
+    named = tuple((name, tuple(scale.tolist())) for name, scale in list(scales.items())[:MAX_NAMED_ITEMS])
+    known = np.concatenate([one.known[: stop - one.step] for one, stop in zip(raw, cut, strict=True)])
+    static = np.stack([one.static_real for one in raw])
+    mean, scale = _moments(known) if config.known else (np.zeros(0), np.zeros(0))
+    static_mean, static_scale = _moments(static) if config.static_real else (np.zeros(0), np.zeros(0))
+    return Standards(
+        default=tuple(whole.tolist()),
+        prior=named,
+        known_mean=tuple(mean.tolist()),
+        known_scale=tuple(scale.tolist()),
+        static_mean=tuple(static_mean.tolist()),
+        static_scale=tuple(static_scale.tolist()),
+    )
+
+
+def _deviation(values: Floats) -> float:
+    seen = values[np.isfinite(values)]
+    spread = float(seen.std()) if len(seen) else 0.0
+    return spread if spread > 0 else max(1e-6, abs(float(seen[0])) * 1e-3 if len(seen) else 1.0)
+
+
+def _moments(rows: Floats) -> tuple[Floats, Floats]:
+    mean, scale = np.nanmean(rows, 0), np.nanstd(rows, 0)
+    return mean, np.where(scale > 0, scale, 1.0)

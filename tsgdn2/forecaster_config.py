@@ -1,0 +1,159 @@
+"""Everything that fixes the shape and the meaning of a forecaster, checked where it is made.
+
+The fingerprint is over the canonical JSON, so a field that changes its meaning without changing its name or value goes
+unnoticed: rename it instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from tsgdn2 import clock
+from tsgdn2.errors import ConfigError
+
+MIXERS = ("gdn2", "lstm", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecasterConfig:
+    """Everything that fixes the shape and the meaning of a forecaster; its fingerprint is stored in every state."""
+
+    prediction_length: int
+    """Steps that one forecast covers."""
+    period_ns: int
+    """Length of a step in nanoseconds; 0 for a calendar frequency, which can not be streamed."""
+    channels: int = 1
+    """Channels of one observation."""
+    mode: str = "independent"
+    """"independent": one sequence per channel, shared weights. "joint": one token holds all channels."""
+    quantiles: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    """Levels of the forecast, increasing, inside (0, 1)."""
+    outputs: int = 0
+    """Outputs per step where they are not quantiles (parameters of a distribution); 0 means one per quantile."""
+    patch_length: int = 8
+    """Steps per commit token, P. Smaller is dearer and remembers finer."""
+    width: int = 64
+    """Residual width D."""
+    layers: int = 1
+    """Blocks."""
+    heads: int = 4
+    """Heads H of the mixer."""
+    key_dim: int = 16
+    """Key channels K of one head: how many directions its state can tell apart."""
+    value_dim: int = 16
+    """Value channels V of one head."""
+    mlp: int = 128
+    """Hidden width of the SwiGLU."""
+    dropout: float = 0.0
+    """Dropout on both residual branches while training."""
+    mixer: str = "gdn2"
+    """One of gdn2, lstm, none."""
+    decay_from: str = "previous"
+    """Whose rate decays an interval: the commit before it ("previous") or the token at its end ("own")."""
+    norm_max: float = 256.0
+    """Bound M on a head's Frobenius norm at every 64th commit."""
+    half_life: float = 336.0
+    """Observed values after which the scaler has forgotten half; inf forgets nothing."""
+    lag_skip: int = 0
+    """Last scaled steps that reach the horizon by a linear map, past the audited memory; 0 is off."""
+    calendar: tuple[str, ...] = ()
+    """Cycles whose phase a token knows: any of "day", "week"."""
+    known: int = 0
+    """Known covariates per step, of the past and of the horizon."""
+    static_real: int = 0
+    """Real static features per stream."""
+    static_cardinalities: tuple[int, ...] = ()
+    """Number of values of each categorical static feature."""
+    channel_identity: bool = False
+    """Independent channels know which channel they are; the model then serves the channels of training alone."""
+
+    def __post_init__(self) -> None:
+        """Check every bound; ConfigError names the field."""
+        for name in (
+            "prediction_length",
+            "channels",
+            "patch_length",
+            "width",
+            "layers",
+            "heads",
+            "key_dim",
+            "value_dim",
+            "mlp",
+        ):
+            _require(name, getattr(self, name), ">= 1", getattr(self, name) >= 1)
+        for name in ("period_ns", "outputs", "lag_skip", "known", "static_real"):
+            _require(name, getattr(self, name), ">= 0", getattr(self, name) >= 0)
+        levels = self.quantiles
+        rising = all(a < b for a, b in zip((0.0, *levels), (*levels, 1.0), strict=True))
+        _require("quantiles", levels, "increasing levels inside (0, 1), at least one", bool(levels) and rising)
+        _require("mode", self.mode, 'one of "independent", "joint"', self.mode in ("independent", "joint"))
+        _require("mixer", self.mixer, f"one of {MIXERS}", self.mixer in MIXERS)
+        _require("decay_from", self.decay_from, '"previous" or "own"', self.decay_from in ("previous", "own"))
+        _require(
+            "channel_identity", self.channel_identity, "False unless mode is independent",
+            not self.channel_identity or self.mode == "independent",
+        )
+        _require("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
+        _require("norm_max", self.norm_max, "> 0 and finite", 0 < self.norm_max < float("inf"))
+        _require("half_life", self.half_life, "> 0 (inf forgets nothing)", self.half_life > 0)
+        _require(
+            "calendar",
+            self.calendar,
+            f"names among {tuple(clock.CYCLES_NS)}",
+            set(self.calendar) <= set(clock.CYCLES_NS),
+        )
+        _require(
+            "static_cardinalities",
+            self.static_cardinalities,
+            "each >= 1",
+            all(c >= 1 for c in self.static_cardinalities),
+        )
+
+    @property
+    def lanes(self) -> int:
+        """Sequences per stream: one per channel when independent, one when joint."""
+        return self.channels if self.mode == "independent" else 1
+
+    @property
+    def lane_channels(self) -> int:
+        """Channels of one sequence."""
+        return 1 if self.mode == "independent" else self.channels
+
+    @property
+    def embedded(self) -> tuple[int, ...]:
+        """Cardinalities of all that is embedded per lane: the categorical statics, then the channel."""
+        return (*self.static_cardinalities, self.channels) if self.channel_identity else self.static_cardinalities
+
+    @property
+    def window(self) -> int:
+        """Raw steps that a stream must hold: the query's patch and the lag skip."""
+        return max(self.patch_length, self.lag_skip)
+
+    def to_json(self) -> str:
+        """Canonical JSON; `from_json` is its inverse."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ForecasterConfig:
+        """Read what `to_json` wrote; ConfigError names a field that this version does not know."""
+        raw: dict[str, Any] = json.loads(text)
+        unknown = set(raw) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ConfigError(f"config: unknown fields {sorted(unknown)}; it was written by another version, upgrade")
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()
+        }
+        return cls(**values)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of the SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+
+def _require(name: str, value: object, allowed: str, ok: bool) -> None:
+    if not ok:
+        raise ConfigError(f"{name}: must be {allowed}, got {value!r}")
