@@ -110,7 +110,7 @@ def _small(source: Source, job: Quickstart) -> tuple[Source, Protocol, Quickstar
     begin = pl.datetime(2013, 10, 15, time_unit="ns", time_zone="UTC")
     frame = source.frame.filter((pl.col(STREAM) == "JFK") & (pl.col(TIME) >= begin))
     frame = frame.select(STREAM, TIME, *SMALL_CHANNELS)
-    model = replace(job.model, epochs=2, batches=8, seconds=min(job.model.seconds or 5.0, 5.0))
+    model = replace(job.model, epochs=1, batches=8, seconds=min(job.model.seconds or 5.0, 5.0))
     audit = replace(job.audit, window=min(job.audit.window, 64), heads=1)
     return replace(source, frame=frame), SMALL, replace(job, model=model, audit=audit, batch_every=2)
 

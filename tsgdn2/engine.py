@@ -175,8 +175,8 @@ class Engine:
         return np.moveaxis(x, -1, 1).reshape(len(x) * self.config.lanes, *x.shape[1:-1], 1)
 
     def _static(self, slots: Ints) -> Tensor:
-        real, categories = self.slab.static_real[slots], self.slab.static_categories[slots]
-        real, categories = (np.repeat(a, self.config.lanes, axis=0) for a in (real, categories))
+        real = np.repeat(self.slab.static_real[slots], self.config.lanes, axis=0)
+        categories = np.repeat(self.slab.static_categories[slots], self.config.lanes, axis=0)
         if self.config.channel_identity:
             channel = np.tile(np.arange(self.config.lanes), len(slots))[:, None]
             categories = np.concatenate([categories, channel], axis=1)

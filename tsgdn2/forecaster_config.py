@@ -93,7 +93,9 @@ class ForecasterConfig:
         _require("mixer", self.mixer, f"one of {MIXERS}", self.mixer in MIXERS)
         _require("decay_from", self.decay_from, '"previous" or "own"', self.decay_from in ("previous", "own"))
         _require(
-            "channel_identity", self.channel_identity, "False unless mode is independent",
+            "channel_identity",
+            self.channel_identity,
+            "False unless mode is independent",
             not self.channel_identity or self.mode == "independent",
         )
         _require("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)

@@ -72,6 +72,8 @@ def test_every_window_of_every_model_is_kept(home: Path) -> None:
     assert windows.group_by("model").len()["len"].unique().to_list() == [3 * 5]
 
 
+# MLflow's own use of SQLAlchemy.
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 def test_the_run_holds_metrics_params_data_model_report_and_the_nested_audit(home: Path) -> None:
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{home / 'runs' / 'mlflow.db'}")
     (experiment,) = (found for found in client.search_experiments() if found.name == "quickstart")
