@@ -222,9 +222,7 @@ def write_audit(folder: Path, accounts: Sequence[Account], view: OnlineView | No
             "writes fell. Sums and cohorts are in `online_heads.parquet`."
         )
         if view.heads.height:
-            report.table(
-                *online_rows(view), note="Since the stream began; ages are weighted by what is left."
-            )
+            report.table(*online_rows(view), note="Since the stream began; ages are weighted by what is left.")
         _add_alerts(report, view.alerts)
     report.write(folder, "summary")
     return found

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from tsgdn2.block import Block, RMSNorm
 from tsgdn2.forecaster_config import MIXERS, ForecasterConfig
@@ -44,8 +45,9 @@ class Forecaster(nn.Module):
     def __init__(self, config: ForecasterConfig) -> None:
         super().__init__()
         self.config = config
-        static = config.static_real + sum(_embedding_dim(c) for c in config.embedded)
-        self.embeddings = nn.ModuleList(nn.Embedding(c, _embedding_dim(c)) for c in config.embedded)
+        sizes = config.static_cardinalities
+        static = config.static_real + sum(_embedding_dim(c) for c in sizes) + config.identities
+        self.embeddings = nn.ModuleList(nn.Embedding(c, _embedding_dim(c)) for c in sizes)
         self.patcher = SensorPatcher(
             patch_length=config.patch_length,
             channels=config.lane_channels,
@@ -66,6 +68,7 @@ class Forecaster(nn.Module):
             outputs=config.outputs or len(config.quantiles),
             known=config.known,
             lag_skip=config.lag_skip,
+            identities=config.identities,
         )
         if not config.outputs:
             normal = torch.special.ndtri(torch.tensor(config.quantiles, dtype=torch.float64))
@@ -86,9 +89,14 @@ class Forecaster(nn.Module):
         )
 
     def static(self, real: Floats, categories: np.ndarray) -> Tensor:
-        """Static features [.., S] from real [.., R] (standardised) and categories [.., K] (integers)."""
+        """Static features [.., S] from real [.., R] (standardised) and categories [.., K] (integers).
+
+        With channel_identity the last category is the lane's channel; it becomes the last features, one-hot.
+        """
         parts = [torch.from_numpy(np.ascontiguousarray(real)).to(self.dtype)]
         parts += [e(torch.from_numpy(categories[..., i])) for i, e in enumerate(self.embeddings)]
+        if self.config.identities:
+            parts.append(F.one_hot(torch.from_numpy(categories[..., -1]), self.config.identities).to(self.dtype))
         return torch.cat(parts, -1)
 
     def forward(
@@ -112,7 +120,7 @@ class Forecaster(nn.Module):
             asked = asked._replace(x=y)
             stream = stream if last else stream._replace(x=x)
             layers.append(layer)
-        out = self.head(self.norm(asked.x), self._tensor(queries.future), self._tensor(queries.lags))
+        out = self.head(self.norm(asked.x), self._tensor(queries.future), self._tensor(queries.lags), static)
         return out, after.after(layers, length)
 
     def prefill(
@@ -146,7 +154,8 @@ class Forecaster(nn.Module):
         x, waited = self.patcher(queries.windows, "query", static).embedding, self._tensor(elapsed)
         for i, block in enumerate(self._blocks()):
             x = block.read(x, waited, state.layers[i])
-        return torch.as_tensor(self.head(self.norm(x), self._tensor(queries.future), self._tensor(queries.lags)))
+        inputs = self._tensor(queries.future), self._tensor(queries.lags), static
+        return torch.as_tensor(self.head(self.norm(x), *inputs))
 
     def _commits(
         self, windows: Windows, elapsed: Floats, length: Tensor, static_n: Tensor, state: ForecasterState | None

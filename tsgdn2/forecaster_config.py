@@ -125,9 +125,9 @@ class ForecasterConfig:
         return 1 if self.mode == "independent" else self.channels
 
     @property
-    def embedded(self) -> tuple[int, ...]:
-        """Cardinalities of all that is embedded per lane: the categorical statics, then the channel."""
-        return (*self.static_cardinalities, self.channels) if self.channel_identity else self.static_cardinalities
+    def identities(self) -> int:
+        """Channels that a lane is told apart by: all of them with channel_identity, else 0."""
+        return self.channels if self.channel_identity else 0
 
     @property
     def window(self) -> int:

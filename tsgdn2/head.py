@@ -2,7 +2,8 @@
 
     base = reshape(W h + bias)                                          [.., H, C, Q]
     with known covariates u of the horizon:  base += W2 GELU(A_h h + B u_h)
-    with a lag skip over the last L scaled steps x:  base += K x        (the same K for every quantile and channel)
+    with a lag skip over the last L scaled steps x:  base += K x        (one K for all quantiles; one per channel where
+                                                                        channels know who they are, else one for all)
 
 Quantiles are sorted when they are handed out, not in the loss. The lag skip bypasses the memory that the audit sees.
 B batch, D width, H horizon, C channels, Q outputs per step (quantiles, or distribution parameters).
@@ -19,7 +20,8 @@ class HorizonHead(nn.Module):
     """Linear map from a query to H steps of C channels and Q outputs, with covariates and a lag skip where given."""
 
     def __init__(
-        self, *, width: int, horizon: int, channels: int, outputs: int, known: int, lag_skip: int, rank: int = 16
+        self, *, width: int, horizon: int, channels: int, outputs: int, known: int, lag_skip: int, identities: int,
+        rank: int = 16,
     ) -> None:
         super().__init__()
         self.shape = (horizon, channels, outputs)
@@ -32,19 +34,27 @@ class HorizonHead(nn.Module):
             self.known["horizon"] = nn.Linear(known, rank)
             self.known["query"] = nn.Linear(width, horizon * rank)
             self.known["out"] = nn.Linear(rank, channels * outputs, bias=False)
-        self.skip = nn.Linear(lag_skip, horizon, bias=False) if lag_skip else None
-        if self.skip is not None:
-            nn.init.zeros_(self.skip.weight)
+        self.identities = identities
+        self.skip = nn.Parameter(torch.zeros(max(1, identities), horizon, lag_skip)) if lag_skip else None
 
-    def forward(self, h: Tensor, future: Tensor, lags: Tensor) -> Tensor:
-        """h [.., D], future [.., H, F] standardised, lags [.., L, C] scaled -> [.., H, C, Q]."""
+    def forward(self, h: Tensor, future: Tensor, lags: Tensor, static: Tensor) -> Tensor:
+        """h [B(,N),D], future [B(,N),H,F] standardised, lags [B(,N),L,C] scaled, static [B,S] -> [B(,N),H,C,Q].
+
+        The last `identities` of the static features say which channel a lane is, one-hot.
+        """
         out = self.linear(h).unflatten(-1, self.shape)
         if len(self.known):
             hidden = self.known["query"](h).unflatten(-1, (self.shape[0], self.rank)) + self.known["horizon"](future)
             out = out + self.known["out"](F.gelu(hidden)).unflatten(-1, self.shape[1:])
         if self.skip is not None:
-            out = out + self.skip(lags.transpose(-1, -2)).transpose(-1, -2)[..., None]
+            out = out + self._skip(self.skip, lags, static)[..., None]
         return torch.as_tensor(out)
+
+    def _skip(self, weights: Tensor, lags: Tensor, static: Tensor) -> Tensor:
+        if not self.identities:
+            return torch.matmul(weights[0], lags)
+        own = (static[:, -self.identities :] @ weights.flatten(1)).unflatten(-1, weights.shape[1:])  # [B, H, L]
+        return torch.matmul(own if lags.ndim == own.ndim else own[:, None], lags)
 
 
 def pinball(prediction: Tensor, target: Tensor, levels: Tensor) -> Tensor:
