@@ -68,6 +68,8 @@ class ModelOptions:
     """Dropout while training, in [0, 1)."""
     channels: Literal["independent", "joint"] = "independent"
     """independent: one sequence per channel, shared weights. joint: one token holds all channels of a target."""
+    channel_identity: bool = False
+    """Independent channels know which one they are, and have a lag skip of their own; needs multivariate targets."""
     mixer: Literal["gdn2", "lstm", "none"] = "gdn2"
     """Memory of the model; only gdn2 can be audited."""
     lag_skip: int = 0
@@ -141,7 +143,17 @@ class AuditOptions:
 
 
 # Found by the lead's trials on this set; nothing here is a general recommendation.
-QUICKSTART_MODEL: Final = ModelOptions(epochs=12, batches=60, seconds=70.0)
+QUICKSTART_MODEL: Final = ModelOptions(
+    patch_length=4,
+    context_length=256,
+    channel_identity=True,
+    half_life=120.0,
+    dropout=0.15,
+    validation_share=0.04,
+    epochs=10,
+    batches=30,
+    seconds=70.0,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The whole of tsgdn2 in one job: train on New York's weather, backtest, stream, audit, report.
 
-Nine months train 27 univariate series with shared weights; the last three are judged. The streamed forecasts are the
+Nine months train nine channels of three airports, independent, with shared weights; the last three are judged. The streamed forecasts are the
 ones in the table, because the online predictor is what is used in production; batch forecasts of some days check them.
 """
 
@@ -65,7 +65,8 @@ def run(job: Quickstart) -> None:
             source.log(record)
             entries = source.entries()
             train, test = protocol.train(entries), protocol.test(entries)
-        predictor = _train(job, source, protocol, train, screen)
+            together = source.entries("multivariate")
+        predictor = _train(job, source, protocol, protocol.train(together), screen)
         predictor_folder = folder / "predictor"
         predictor_folder.mkdir(exist_ok=True)
         predictor.serialize(predictor_folder)
@@ -79,12 +80,12 @@ def run(job: Quickstart) -> None:
         online.save(folder / "online.safetensors")
         streamed_forecasts = streamed.by_series()
         with screen.phase("streamed against batch"):
-            agreement = _agreement(job, predictor, test, streamed_forecasts, entries)
+            agreement = _agreement(job, predictor, protocol.test(together), streamed_forecasts, together)
         with screen.phase("scores"):
             judged = evaluate(in_order(test, streamed_forecasts), test, season=protocol.season)
             ours = Model(name=OURS, judged=judged, microseconds=streamed.microseconds, state_bytes=online.state_nbytes)
             comparison = Comparison(models=(*rivals, ours))
-        accounts, view = _audit(job, source, predictor, entries, online, streamed, screen)
+        accounts, view = _audit(job, source, predictor, together, online, streamed, screen)
         with screen.phase("report"):
             subject = f"{source.name}: {len(source.streams)} streams, {len(source.channels)} channels each"
             found = write_audit(folder / "audit", accounts, view, subject)
@@ -100,7 +101,7 @@ def run(job: Quickstart) -> None:
             record.metrics({f"seconds/{name}": value for name, value in screen.seconds.items()})
             for path in (written, written.with_suffix(".md"), folder / "figures", folder / "windows.parquet"):
                 record.artifact(path, "report")
-            record_model(record, predictor_folder, predictor, entries)
+            record_model(record, predictor_folder, predictor, together)
             log_audit(record, folder / "audit", found, {"threshold": job.audit.threshold, "window": job.audit.window})
     _show(screen, comparison, agreement, streamed, written, job)
 
@@ -119,7 +120,8 @@ def _train(
     job: Quickstart, source: Source, protocol: Protocol, train: Sequence[Mapping[str, object]], screen: Screen
 ) -> GDN2Predictor:
     with screen.phase("training", total=job.model.epochs * job.model.batches) as phase:
-        return estimator(job.model, source.freq, protocol.prediction_length, phase).train(train)
+        names = source.channels
+        return estimator(job.model, source.freq, protocol.prediction_length, phase, names=names).train(train)
 
 
 def _stream(
@@ -142,7 +144,7 @@ def _agreement(
     entries: Sequence[Mapping[str, object]],
 ) -> Agreement:  # fmt: skip
     """Forecast every n-th window of each series in batch, from its whole history, and compare."""
-    spread = {str(entry["item_id"]): float(np.nanstd(np.asarray(entry["target"]))) or 1.0 for entry in entries}
+    spread = {str(entry["item_id"]): np.nanstd(np.asarray(entry["target"]), axis=-1) + 1e-12 for entry in entries}
     chosen, seen = [], dict.fromkeys(spread, 0)
     for past in test.input:
         item = str(past["item_id"])
@@ -151,12 +153,12 @@ def _agreement(
         seen[item] += 1
     largest = 0.0
     for batch in predictor.predict(chosen):
-        twin = streamed[str(batch.item_id), batch.start_date]
-        apart = max(
-            float(np.abs(batch.quantile(level) - twin.quantile(level)).max()) for level in predictor.config.quantiles
-        )
-        largest = max(largest, apart / spread[str(batch.item_id)])
-    return Agreement(forecasts=len(chosen), largest=largest)
+        item = str(batch.item_id)
+        twins = [streamed[f"{item}/{channel}", batch.start_date] for channel in predictor.channels]
+        for level in predictor.config.quantiles:
+            twin = np.stack([one.quantile(level) for one in twins], -1)
+            largest = max(largest, float((np.abs(batch.quantile(level) - twin) / spread[item]).max()))
+    return Agreement(forecasts=len(chosen) * len(predictor.channels), largest=largest)
 
 
 def _audit(
@@ -167,7 +169,7 @@ def _audit(
     if job.model.mixer != "gdn2":
         return [], None
     names = _audited(source, job.audit)
-    chosen = [entry for entry in entries if str(entry["item_id"]).rpartition("/")[0] in names]
+    chosen = [entry for entry in entries if str(entry["item_id"]) in names]
     layers = range(job.model.layers) if job.audit.layers == "all" else (job.model.layers - 1,)
     with screen.phase("audit"):
         traces = collect(predictor, chosen, layers=tuple(layers), window=job.audit.window)
