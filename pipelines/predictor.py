@@ -34,6 +34,7 @@ KIND = "tsgdn2-predictor-weights"
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
 SORT_BUFFER = 4096
+PIECE = 128  # commits per pass; a multiple of the 64 at which the state is bounded
 
 
 class GDN2Predictor(PyTorchPredictor):
@@ -117,7 +118,12 @@ class GDN2Predictor(PyTorchPredictor):
             elapsed[i, 1 : len(own)] = np.diff(own) / patch
         static = model.static(lines.static_real, lines.static_categories)
         grid = np.repeat(lane[:, None], size, 1)
-        state = model.prefill(lines.windows(grid, ends, patch), elapsed, torch.from_numpy(length), static)
+        state = model.initial_state(len(lines))
+        for begin in range(0, size, PIECE):  # what is in flight stays small, however long the history is
+            part = slice(begin, begin + PIECE)
+            inside = torch.from_numpy(np.clip(length - begin, 0, PIECE))
+            windows = lines.windows(grid[:, part], ends[:, part], patch)
+            state = model.prefill(windows, elapsed[:, part], inside, static, state)
         newest = ends[lane, np.maximum(length - 1, 0)]
         waited = np.where(length > 0, clock - newest, 0) / patch
         inputs = QueryInputs(

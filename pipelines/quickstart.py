@@ -1,7 +1,8 @@
 """The whole of tsgdn2 in one job: train on New York's weather, backtest, stream, audit, report.
 
-Nine months train nine channels of three airports, independent, with shared weights; the last three are judged. The streamed forecasts are the
-ones in the table, because the online predictor is what is used in production; batch forecasts of some days check them.
+Nine months train nine channels of three airports, independent, with shared weights; the last three are judged. The
+streamed forecasts are the ones in the table, because the online predictor is what is used in production; batch
+forecasts of some days check them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from tsgdn2.pipelines.quickstart_page import page
 from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.screen import Screen
 from tsgdn2.pipelines.source import Source, open_source
-from tsgdn2.pipelines.streaming import Streamed, stream_frame
+from tsgdn2.pipelines.streaming import Streamed, one_thread, stream_frame
 from tsgdn2.pipelines.traces import collect
 from tsgdn2.pipelines.training import estimator, record_model, record_options, record_training, write_settings
 
@@ -139,6 +140,7 @@ def _stream(
         return online, stream_frame(online, source.frame, origins, tick=phase.advance)
 
 
+@one_thread()
 def _agreement(
     job: Quickstart, predictor: GDN2Predictor, test: TestData, streamed: Mapping[tuple[str, pd.Period], Forecast],
     entries: Sequence[Mapping[str, object]],

@@ -9,13 +9,14 @@ around `observe` alone, so it holds the closing of patches and the audit, and no
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import polars as pl
+import torch
 from gluonts.model.forecast import QuantileForecast
 from numpy.typing import NDArray
 
@@ -80,6 +81,18 @@ class Streamed:
         return pl.concat(parts) if parts else pl.DataFrame()
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread: a stream's passes are too small to share, and waiting for a busy core costs tenfold."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@one_thread()
 def stream_frame(
     online: OnlinePredictor, frame: pl.DataFrame, origins: Sequence[int], *, speed: float | None = None,
     tick: Callable[[], None] = lambda: None,

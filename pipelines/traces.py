@@ -20,6 +20,7 @@ from torch import Tensor
 from tsgdn2.errors import ConfigError, SchemaError
 from tsgdn2.pipelines.entries import read_entry
 from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.pipelines.streaming import one_thread
 from tsgdn2.state import ForecasterState
 from tsgdn2.timeline import Ints, Timelines
 
@@ -54,6 +55,7 @@ class Trace:
         )  # fmt: skip
 
 
+@one_thread()
 @torch.inference_mode()
 def collect(
     predictor: GDN2Predictor, entries: Iterable[Mapping[str, object]], *, layers: tuple[int, ...], window: int,

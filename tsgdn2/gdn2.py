@@ -169,8 +169,9 @@ class GDN2Mixer(Mixer):
             k, v, g, b, w = (F.pad(t[:, :, None], (0, 0, 0, 0, 0, 1)).flatten(1, 2) for t in (k, v, g, b, w))
             m = F.pad(m[:, :, None], (0, 1)).flatten(1, 2)
         stride = 2 if both else 1
-        phase = int(commits.count[0]) % BOUND_EVERY
-        assert bool((commits.count % BOUND_EVERY == phase).all()), "rows of a window must share the commit phase"
+        alive = commits.count[commits.length > 0] % BOUND_EVERY  # a row that has ended is at no boundary
+        phase = int(alive[0]) if len(alive) else 0
+        assert bool((alive == phase).all()), "rows of a window must share the commit phase"
         outputs, begin, tokens = [], 0, k.shape[1]
         while begin < tokens:
             end = min(tokens, begin + stride * (BOUND_EVERY - phase))

@@ -20,7 +20,15 @@ class HorizonHead(nn.Module):
     """Linear map from a query to H steps of C channels and Q outputs, with covariates and a lag skip where given."""
 
     def __init__(
-        self, *, width: int, horizon: int, channels: int, outputs: int, known: int, lag_skip: int, identities: int,
+        self,
+        *,
+        width: int,
+        horizon: int,
+        channels: int,
+        outputs: int,
+        known: int,
+        lag_skip: int,
+        identities: int,
         rank: int = 16,
     ) -> None:
         super().__init__()
