@@ -13,8 +13,8 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ from tsgdn2.evaluation.backtest import ETTH1_A, ETTH1_B, backtest
 from tsgdn2.evaluation.baselines import SeasonalNaive
 from tsgdn2.evaluation.metrics import Predicts
 from tsgdn2.evaluation.ridge import RidgeLags
-from tsgdn2.evaluation.rows import RESULTS, Row, append, row
+from tsgdn2.evaluation.rows import Row, append, row
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.estimator import GDN2Estimator
+from tsgdn2.pipelines.jobs import Bench
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.scale import Floats
 
@@ -41,33 +42,21 @@ ETTH1_SETTINGS: Mapping[str, object] = {
     "batch_size": 32,
     "num_batches_per_epoch": 30,
 }
-PHASES = {"patch_length": 8, "context_length": 512}
+PHASES: Mapping[str, object] = {"patch_length": 8, "context_length": 512}
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchSettings:
-    """What `tsgdn2 bench` runs."""
-
-    what: str = "etth1"
-    """One of etth1, phases, endurance, memory."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of the trained rows."""
-    epochs: int = 13
-    """Epochs of 30 batches."""
-    mixers: tuple[str, ...] = ("gdn2", "lstm", "none")
-    """Mixers of the etth1 rows, all at the same settings and number of batches."""
-    output: Path = field(default=RESULTS)
-    """Folder of the .jsonl files."""
+def run(job: Bench) -> None:
+    """Run one benchmark and append its rows to <output>/<what>.jsonl; prints them."""
+    rows = {"etth1": etth1, "phases": phases, "endurance": endurance, "memory": memory}[job.what](job)
+    append(job.output / f"{job.what}.jsonl", *rows)
+    for one in rows:
+        figures = ", ".join(
+            f"{name} {value:.4g}" for name, value in one.values.items() if isinstance(value, int | float)
+        )
+        print(f"{one.what}, seed {one.seed}: {figures}; {one.cpu_seconds or 0:.0f} CPU-s")
 
 
-def bench(settings: BenchSettings) -> list[Row]:
-    """Run one benchmark, append its rows to <output>/<what>.jsonl and return them."""
-    rows = {"etth1": etth1, "phases": phases, "endurance": endurance, "memory": memory}[settings.what](settings)
-    append(settings.output / f"{settings.what}.jsonl", *rows)
-    return rows
-
-
-def etth1(settings: BenchSettings) -> list[Row]:
+def etth1(settings: Bench) -> list[Row]:
     """Windows A and B of every seed and mixer, and the baselines on the same windows."""
     data = entries(ett("ETTh1"), "1h")
     rows = []
@@ -86,7 +75,9 @@ def etth1(settings: BenchSettings) -> list[Row]:
     return rows
 
 
-def etth1_estimator(seed: int, epochs: int, mixer: str = "gdn2", **changes: object) -> GDN2Estimator:
+def etth1_estimator(
+    seed: int, epochs: int, mixer: str = "gdn2", changes: Mapping[str, object] = MappingProxyType({})
+) -> GDN2Estimator:
     """The estimator of the ETTh1 benchmark."""
     arguments = {**ETTH1_SETTINGS, **changes}
     estimator: GDN2Estimator = GDN2Estimator(
@@ -106,14 +97,14 @@ def _judged(
     return row(what, {"horizon": 24, **facts}, seed=seed, cpu_seconds=used, **values)
 
 
-def phases(settings: BenchSettings) -> list[Row]:
+def phases(settings: Bench) -> list[Row]:
     """Stream ETTh1, forecast at every hour from row 11,520 to 14,400; CRPS by the phase of the clock in its patch."""
     frame = ett("ETTh1")
     names = channels(frame)
     rows = []
     for seed in settings.seeds:
         began = time.process_time()
-        predictor = etth1_estimator(seed, settings.epochs, **PHASES).train(ETTH1_A.train(entries(frame, "1h")))
+        predictor = etth1_estimator(seed, settings.epochs, changes=PHASES).train(ETTH1_A.train(entries(frame, "1h")))
         used = time.process_time() - began
         online = OnlinePredictor.from_predictor(predictor, channels=names)
         forecasts, clocks = _stream(online, frame[:14_400], first=11_520, every=1, until=14_400 - 24)
@@ -136,7 +127,7 @@ def phases(settings: BenchSettings) -> list[Row]:
     return rows
 
 
-def endurance(settings: BenchSettings) -> list[Row]:
+def endurance(settings: Bench) -> list[Row]:
     """One stream of ETTh1's seven channels, repeated without end: bytes of state and time per observation.
 
     The state is saved at every mark; at the end the saved streams go on side by side, one observation each in turn, so
@@ -177,7 +168,7 @@ def endurance(settings: BenchSettings) -> list[Row]:
     ]
 
 
-def memory(settings: BenchSettings) -> list[Row]:
+def memory(settings: Bench) -> list[Row]:
     """ETTm1, training windows of 512 steps: one stream from the first row against restarts 512 rows before a window."""
     frame = ett("ETTm1")
     names = channels(frame)

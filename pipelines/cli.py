@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from tsgdn2 import __version__
 from tsgdn2.datasets.errors import DataError
 from tsgdn2.errors import TsgdnError
-from tsgdn2.pipelines.jobs import JOBS, AuditSync, Job, runner
+from tsgdn2.pipelines.jobs import JOBS, Options, runner
 
 ABOUT = "State models for streams that never end: train, backtest, stream and audit Gated DeltaNet-2 forecasters."
 
@@ -43,7 +43,7 @@ def parser() -> ArgumentParser:
     return top
 
 
-def _options(options: type[Job] | type[AuditSync]) -> ArgumentParser:
+def _options(options: Options) -> ArgumentParser:
     """Build the parser of one job."""
     own = ArgumentParser(description=(options.__doc__ or "").strip())
     own.add_argument("--config", action="config", help="YAML file with options; flags after it win.")

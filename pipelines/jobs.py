@@ -278,14 +278,33 @@ class AuditSync:
     """Seconds that a server may take to answer."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure, and append rows: etth1 and phases (accuracy), memory (ETTm1), endurance (a stream without end)."""
+
+    what: Literal["etth1", "phases", "memory", "endurance"] = "etth1"
+    """The benchmark; TSGDN2_DATA or a network must give its data."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the trained rows."""
+    epochs: int = 13
+    """Epochs of 30 batches."""
+    mixers: tuple[str, ...] = ("gdn2", "lstm", "none")
+    """Mixers of etth1, all at the same settings and number of batches."""
+    output: Path = Path("runs/bench")
+    """Folder of the .jsonl files."""
+
+
+Options = type[Job] | type[AuditSync] | type[Bench]
+
 # Job name on the command line: its options, and the module and function that run it.
-JOBS: Final[dict[str, tuple[type[Job] | type[AuditSync], str]]] = {
+JOBS: Final[dict[str, tuple[Options, str]]] = {
     "quickstart": (Quickstart, "quickstart"),
     "train": (Train, "train"),
     "backtest": (Backtest, "backtest"),
     "replay": (Replay, "replay"),
     "audit run": (AuditRun, "audit"),
     "audit sync": (AuditSync, "audit_sync"),
+    "bench": (Bench, "bench"),
 }
 
 

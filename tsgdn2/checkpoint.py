@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,15 +27,15 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str], *
     meta["sha256"] = _digest(content, meta)
     payload = save({name: t.contiguous() for name, t in content.items()}, metadata=meta)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with part.open("xb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())
-        Path(name).replace(path)
+        part.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

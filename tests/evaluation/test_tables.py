@@ -1,0 +1,27 @@
+"""The README's tables say what the row files say."""
+
+from pathlib import Path
+
+from tsgdn2.evaluation.rows import append, row
+from tsgdn2.evaluation.tables import TABLES, render, table
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_readme_is_up_to_date_with_the_rows():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- table: etth1 -->" in text
+    assert render(text, ROOT / "evaluation" / "results") == text, "run: python -m tsgdn2.evaluation.tables"
+
+
+def test_seeds_of_one_name_are_one_line_and_losing_rows_stay(tmp_path: Path):
+    rows = [row("ours", {}, seed=s, cpu_seconds=10.0, **{"CRPS A": 0.2 + 0.01 * s}) for s in (0, 1)]
+    rows.append(row("a rival that wins", {}, **{"CRPS A": 0.1}))
+    append(tmp_path / "etth1.jsonl", *rows)
+    text = render("x\n<!-- table: etth1 -->\nold\n<!-- end -->\ny", tmp_path)
+    assert "| ours | 0.205 (0.200 - 0.210) |" in text
+    assert "| a rival that wins | 0.100 |" in text
+    assert "old" not in text
+    assert text.startswith("x\n")
+    assert set(TABLES) >= {"etth1", "endurance"}
+    assert table("etth1", rows).count("\n") == 4
