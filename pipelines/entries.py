@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -26,6 +27,7 @@ from tsgdn2.timeline import Ints, Series
 Entry: TypeAlias = Mapping[str, object]
 
 
+@lru_cache(maxsize=64)
 def period_ns(freq: str) -> int:
     """Nanoseconds of one step, 0 for a calendar frequency. ConfigError names `freq` when pandas does not know it."""
     try:
@@ -76,9 +78,14 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
     horizon: the entry must hold the known covariates of the horizon too.
     """
     item = str(entry.get("item_id", index))
+    missing = [name for name in ("start", "target") if name not in entry]
+    if missing:
+        raise SchemaError(f"entry: item {item!r} lacks {missing}; GluonTS entries have start and target")
     start = entry["start"]
     if not isinstance(start, pd.Period):
         raise SchemaError(f"start: item {item!r} must start with a pandas.Period, got {type(start).__name__}")
+    if period_ns(start.freqstr) != config.period_ns:
+        raise SchemaError(f"start: item {item!r} has steps of {start.freqstr!r}, the model another; resample it")
     target = np.asarray(entry["target"], np.float64)
     target = target[None] if target.ndim == 1 else target
     if target.ndim != 2 or target.shape[0] != config.channels or target.shape[1] == 0:

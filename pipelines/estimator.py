@@ -176,7 +176,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
         if validation_data is None:
             held_lines, held_since = lines, since
         else:
-            first = [max(raw_.step, raw_.step + len(raw_.values) - 4 * self.prediction_length) for raw_ in held]
+            ends = {one.item_id: one.step + len(one.values) for one in raw}  # what was trained on is not scored
+            first = [ends.get(one.item_id, one.step + len(one.values) - 4 * self.prediction_length) for one in held]
             held_lines, held_since = self._timelines(held, first, standards)
         torch.manual_seed(self.seed)
         forecaster = Forecaster(self.config)

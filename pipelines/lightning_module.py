@@ -100,7 +100,7 @@ class ForecastTraining(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keep the best average; `val_loss` is what early stopping and checkpoints monitor."""
         total = sum(n for _, n in self._losses)
-        loss = sum(x * n for x, n in self._losses) / max(1, total)
+        loss = sum(x * n for x, n in self._losses) / total if total else math.nan  # nothing observed picks nothing
         self._losses.clear()
         self.log("val_loss", loss)
         if self.trainer.sanity_checking:

@@ -103,12 +103,15 @@ class WindowSampler:
 def validation_batches(
     timelines: Timelines, config: ForecasterConfig, *, tokens: int, since: Ints, seed: int, batch_size: int
 ) -> list[Batch]:
-    """Windows that score each commit interval after step `since` [lanes] once, warmed by up to `tokens` commits."""
+    """Windows that score targets from step `since` [lanes] on, each commit interval once, warmed by `tokens` commits.
+
+    Batches without an observed target are left out; with none left, nothing picks the weights.
+    """
     rng = np.random.default_rng(seed)
     runs = []
     for lane in range(len(timelines)):
         clocks = timelines.commit_clocks(lane, config.patch_length)
-        first = int(np.searchsorted(clocks, since[lane]))
+        first = max(0, int(np.searchsorted(clocks, since[lane])) - 1)
         for begin in range(first, len(clocks), tokens):
             low = max(0, begin - tokens)
             span = _span(clocks, low, begin + tokens, config.patch_length)
@@ -124,10 +127,12 @@ def validation_batches(
             until=timelines.start + timelines.steps,
             previous=[None] * len(part),
             fresh=True,
+            since=since,
         )
         for row, (*_, warm) in enumerate(part):
             batch.weight[row, :warm] = False
-        out.append(batch)
+        if batch.weight.any():
+            out.append(batch)
     return out
 
 
@@ -140,8 +145,9 @@ def assemble(
     until: Ints,
     previous: list[np.int64 | None],
     fresh: bool,
+    since: Ints | None = None,
 ) -> Batch:
-    """Pad runs of (lane, commit clocks, next commit clocks) to one batch; targets at or after `until` weigh nothing."""
+    """Pad runs of (lane, commit clocks, next commit clocks) to a batch; only targets in [since, until) weigh."""
     patch = config.patch_length
     length = np.array([len(clocks) for _, clocks, _ in runs])
     size = int(length.max(initial=1))
@@ -157,9 +163,10 @@ def assemble(
             elapsed[row, 1:n] = np.diff(clocks) / patch
     query = clock + rng.integers(1, upper - clock + 1)
     target, seen = timelines.targets(lane, query)
-    valid = (np.arange(size) < length[:, None])[..., None] & (
-        query[..., None] + np.arange(1, timelines.horizon + 1) < until[lane][..., None]
-    )
+    step = query[..., None] + np.arange(1, timelines.horizon + 1)
+    valid = (np.arange(size) < length[:, None])[..., None] & (step < until[lane][..., None])
+    if since is not None:
+        valid &= step >= since[lane][..., None]
     queries = QueryInputs(
         timelines.windows(lane, query, patch),
         timelines.future(lane, query),

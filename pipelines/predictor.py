@@ -6,6 +6,7 @@ Batch and streaming mean the same thing: `context_length` limited the training w
 sorted by length and packed, the order of the data set is restored.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from gluonts.torch.model.predictor import PyTorchPredictor
 from gluonts.transform import Identity
 
 from tsgdn2 import checkpoint
+from tsgdn2.errors import CheckpointError
 from tsgdn2.forecaster import Forecaster, ForecasterConfig, QueryInputs
 from tsgdn2.pipelines.distribution import Distribution
 from tsgdn2.pipelines.entries import RawSeries, read_entry
@@ -33,6 +35,7 @@ from tsgdn2.timeline import Timelines
 KIND = "tsgdn2-predictor-weights"
 SCHEMA = 1
 WEIGHTS = "weights.safetensors"
+ARGUMENTS = "predictor.json"
 SORT_BUFFER = 4096
 PIECE = 128  # commits per pass; a multiple of the 64 at which the state is bounded
 
@@ -144,15 +147,16 @@ class GDN2Predictor(PyTorchPredictor):
         """Folder with GluonTS's JSON files and the weights as checksummed safetensors; no pickle."""
         RepresentablePredictor.serialize(self, path)
         weights = {name: t.detach().cpu() for name, t in self.forecaster.state_dict().items()}
-        checkpoint.write(
-            Path(path) / WEIGHTS, weights, {"fingerprint": self.config.fingerprint}, kind=KIND, schema=SCHEMA
-        )
+        facts = {"fingerprint": self.config.fingerprint, "predictor": _digest(Path(path))}
+        checkpoint.write(Path(path) / WEIGHTS, weights, facts, kind=KIND, schema=SCHEMA)
 
     @classmethod
     def deserialize(cls, path: Path, device: str | torch.device | None = None) -> "GDN2Predictor":
         """Read what `serialize` wrote; CheckpointError says what is wrong with it."""
-        weights, _ = checkpoint.read(Path(path) / WEIGHTS, kind=KIND, schema=SCHEMA)
-        predictor = load_json((Path(path) / "predictor.json").read_text())
+        weights, kept = checkpoint.read(Path(path) / WEIGHTS, kind=KIND, schema=SCHEMA)
+        if kept.get("predictor") != _digest(Path(path)):
+            raise CheckpointError(f"path: {path}/{ARGUMENTS} is missing or was altered; restore the whole folder")
+        predictor = load_json((Path(path) / ARGUMENTS).read_text())
         predictor.prediction_net.to(weights["norm.weight"].dtype).load_state_dict(weights)
         return cast(GDN2Predictor, predictor if device is None else predictor.to(device))
 
@@ -164,6 +168,11 @@ class GDN2Predictor(PyTorchPredictor):
         return dump_json(self) == dump_json(other) and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _digest(folder: Path) -> str:
+    file = folder / ARGUMENTS
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def load(path: str | Path) -> Predictor:

@@ -39,6 +39,7 @@ def run(
     try:
         with warnings.catch_warnings():  # one process feeds arrays faster than workers could
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
             warnings.filterwarnings("ignore", message=".*overridden after .* initialization.*")
             warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
             trainer = pl.Trainer(**settings)

@@ -24,7 +24,8 @@ else:
 
 Steps = NDArray[np.int64]
 
-DAY_NS = 86_400_000_000_000
+SECOND_NS = 1_000_000_000
+DAY_NS = 86_400 * SECOND_NS
 CYCLES_NS = {"day": DAY_NS, "week": 7 * DAY_NS}
 _LIMIT_NS = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,23 +37,38 @@ def to_ns(time: Time) -> int:
     if isinstance(time, np.datetime64):
         if np.isnat(time):
             raise StreamError(_NOT_A_MOMENT)
+        _within(int(time.astype("datetime64[s]").astype(np.int64)) * SECOND_NS, time)
         return int(time.astype("datetime64[ns]").astype(np.int64))
     if isinstance(time, datetime):
         if time != time:  # pandas.NaT is a datetime that is not equal to itself
             raise StreamError(_NOT_A_MOMENT)
-        if hasattr(time, "value"):  # pandas.Timestamp keeps nanoseconds that datetime has not
-            return int(time.value)
+        convert = getattr(time, "to_datetime64", None)
+        if convert is not None:  # pandas.Timestamp keeps nanoseconds that datetime has not
+            return to_ns(convert())
         aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
         delta = aware - _EPOCH
-        return ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000
+        return _within(((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000, time)
     if isinstance(time, int | np.integer) and not isinstance(time, bool):
-        if not -_LIMIT_NS <= int(time) <= _LIMIT_NS:
-            raise StreamError(f"time: {time} does not fit int64 nanoseconds (years 1678 to 2262)")
-        return int(time)
+        return _within(int(time), time)
     raise StreamError(
         f"time: expected datetime, numpy or pandas stamp or int64 nanoseconds, got {type(time).__name__} {time!r}; "
         "convert it (NaN and None are no moments, float seconds lose digits)"
     )
+
+
+def stamps_to_ns(stamps: NDArray[np.datetime64]) -> Steps:
+    """Nanoseconds of many stamps of any unit; StreamError where one lies outside int64 nanoseconds."""
+    seconds = stamps.astype("datetime64[s]").astype(np.int64)
+    far = np.flatnonzero(np.abs(seconds) >= _LIMIT_NS // SECOND_NS)
+    if len(far):
+        _within(int(seconds[far[0]]) * SECOND_NS, stamps[far[0]])
+    return np.asarray(stamps.astype("datetime64[ns]").astype(np.int64))
+
+
+def _within(ns: int, time: object) -> int:
+    if not -_LIMIT_NS <= ns <= _LIMIT_NS:
+        raise StreamError(f"time: {time!s} does not fit int64 nanoseconds (years 1678 to 2262); mend the source")
+    return ns
 
 
 def calendar_cycles(period_ns: int) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tsgdn2.errors import SchemaError
-from tsgdn2.forecaster import ForecasterConfig
+from tsgdn2.forecaster_config import ForecasterConfig
+from tsgdn2.intake import numbers
 from tsgdn2.scale import Floats
 from tsgdn2.slab import Ints
 from tsgdn2.standards import Standards
@@ -31,7 +32,7 @@ class Covariates:
             return None
         if opened:
             return None
-        raw = np.zeros(0) if static is None else np.asarray(static, np.float64)
+        raw = np.zeros(0) if static is None else numbers(static, "static")
         if raw.shape != (reals + len(cardinalities),):
             raise SchemaError(
                 f"static: the first observation of {stream!r} needs {reals} real features and {len(cardinalities)} "
@@ -49,7 +50,7 @@ class Covariates:
             return np.zeros(shape)
         if known is None:
             raise SchemaError(f"known: the model was trained with {self.config.known} known covariates; give them")
-        raw = np.asarray(known, np.float64)
+        raw = numbers(known, "known")
         raw = raw[None] if raw.ndim == 1 and rows == 1 else raw
         if raw.shape != shape:
             raise SchemaError(f"known: must have shape {shape}, got {raw.shape}")
@@ -62,7 +63,7 @@ class Covariates:
             return out
         if future is None:
             raise SchemaError(f"future: the model needs {self.config.known} known covariates for each horizon step")
-        raw = np.asarray(future, np.float64)
+        raw = numbers(future, "future")
         if raw.ndim != 2 or len(raw) < steps:
             raise SchemaError(f"future: must be [{steps}, {self.config.known}] or longer, got shape {raw.shape}")
         given = raw[: self.config.prediction_length]

@@ -27,6 +27,7 @@ from tsgdn2.state import ForecasterState
 from tsgdn2.timeline import standardise
 
 TILE = 16
+COHORTS = ("complete", "partial", "after_gap")
 
 
 class Engine:
@@ -70,7 +71,7 @@ class Engine:
             lanes = np.flatnonzero(np.repeat(passed, self.config.lanes))
             before = state.rows(torch.from_numpy(lanes))
             written, after = self._commit(slots[rows], end, _rows(moments, rows), before, audit=False)
-            state = _replaced(state, lanes[written], after.rows(torch.from_numpy(np.flatnonzero(written))))
+            _put(state, lanes[written], after.rows(torch.from_numpy(np.flatnonzero(written))))
             token_clock = token_clock.copy()
             token_clock[rows] = np.where(written.reshape(len(rows), -1), end[:, None], token_clock[rows])
         return self._query(slots, clock, moments, state, token_clock, future)
@@ -116,13 +117,13 @@ class Engine:
         elapsed = np.where(token_clock == NONE, 0, clock - token_clock) / cfg.patch_length
         static, lanes = self._static(slots), slab.lanes(slots)
         rows = np.flatnonzero(written)
-        after = state
+        after = state.rows(torch.arange(len(state.count)))  # one copy, edited in place below
         for tile, real in _tiles(len(rows)):
             at = rows[tile]
             before = state.rows(torch.from_numpy(at))
             new, traces = self.forecaster.commit(_take(windows, at), elapsed[at], static[at], before)
             keep = torch.arange(real)
-            after = _replaced(after, at[:real], new.rows(keep))
+            _put(after, at[:real], new.rows(keep))
             if audit and self.audit is not None:
                 cohort = cohorts(windows.seen[at[:real]], elapsed[at[:real]])
                 self._observe(lanes[at[:real]], before.rows(keep), traces, real, clock[at[:real]], cohort)
@@ -190,6 +191,8 @@ def audit_of(config: AuditConfig | None, forecaster: Forecaster) -> OnlineAudit 
         return None
     if cfg.mixer != "gdn2":
         raise ConfigError(f"audit: only a gdn2 state can be audited, the model has mixer {cfg.mixer!r}; pass None")
+    if len(config.cohorts) != len(COHORTS):
+        raise ConfigError(f"audit.cohorts: needs a name for each of {COHORTS}, in this order, got {config.cohorts}")
     return OnlineAudit(
         config, layers=cfg.layers, heads=cfg.heads, key_dim=cfg.key_dim, value_dim=cfg.value_dim, dtype=forecaster.dtype
     )
@@ -218,13 +221,10 @@ def _rows(moments: Moments, rows: Ints) -> Moments:
     return Moments(*[a[rows] for a in moments])
 
 
-def _replaced(state: ForecasterState, rows: Ints, new: ForecasterState) -> ForecasterState:
-    """A copy of `state` with some rows taken from `new`."""
+def _put(state: ForecasterState, rows: Ints, new: ForecasterState) -> None:
+    """Write rows of a state that is ours alone."""
     index = torch.from_numpy(rows)
-    whole = torch.arange(len(state.count))
-    copy = state.rows(whole)
-    for mine, theirs in zip(copy.layers, new.layers, strict=True):
+    for mine, theirs in zip(state.layers, new.layers, strict=True):
         for name, tensor in theirs.items():
             mine[name][index] = tensor
-    copy.count[index] = new.count
-    return copy
+    state.count[index] = new.count

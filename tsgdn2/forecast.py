@@ -9,6 +9,7 @@ H horizon, C channels, Q quantiles, N values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from tsgdn2.scale import Floats
 
 if TYPE_CHECKING:
+    import polars as pl
     from gluonts.model.forecast import QuantileForecast
 
 _TAIL_FLOOR = 1e-12
@@ -33,7 +35,7 @@ class Forecast:
     levels: tuple[float, ...]
     channels: tuple[str, ...]
     times: NDArray[np.datetime64]
-    """[H], UTC, datetime64[ns]: the start of each step."""
+    """[H], UTC, datetime64[ns]: the start of each step on the absolute grid (weeks begin on Thursday, as the epoch)."""
     freq: str
 
     @property
@@ -47,12 +49,32 @@ class Forecast:
         from gluonts.model.forecast import QuantileForecast
 
         arrays = np.moveaxis(self.quantiles, -1, 0)
+        start = pd.Timestamp(self.times[0])
+        if isinstance(pd.tseries.frequencies.to_offset(self.freq), pd.offsets.Week):
+            start += pd.Timedelta(days=6)  # weeks of the grid begin on Thursday; the period is the one that ends later
         return QuantileForecast(
             forecast_arrays=arrays[..., 0] if len(self.channels) == 1 else arrays,
-            start_date=pd.Period(pd.Timestamp(self.times[0]), freq=self.freq),
+            start_date=pd.Period(start, freq=self.freq),
             forecast_keys=[str(level) for level in self.levels],
             item_id=self.stream,
         )
+
+
+def to_polars(forecasts: Sequence[Forecast]) -> pl.DataFrame:
+    """Forecasts as a frame: stream, time, channel, one column per level; one row per step and channel."""
+    import polars as pl
+
+    parts = []
+    for one in forecasts:
+        steps, width, _ = one.quantiles.shape
+        keys = {
+            "stream": [one.stream] * (steps * width),
+            "time": np.repeat(one.times, width),
+            "channel": list(one.channels) * steps,
+        }
+        levels = {str(level): one.quantiles[..., q].reshape(-1) for q, level in enumerate(one.levels)}
+        parts.append(pl.DataFrame({**keys, **levels}).with_columns(pl.col("time").dt.replace_time_zone("UTC")))
+    return pl.concat(parts) if parts else pl.DataFrame()
 
 
 def probability(y: Floats, quantiles: Floats, levels: Floats) -> Floats:

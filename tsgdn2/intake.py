@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tsgdn2.clock import Steps, Time, to_ns
+from tsgdn2.clock import Steps, Time, stamps_to_ns, to_ns
 from tsgdn2.errors import ConfigError, SchemaError, StreamError, UnknownChannelError
 from tsgdn2.scale import Floats
 
@@ -58,7 +58,10 @@ def row_values(values: Values, channels: tuple[str, ...]) -> Floats:
         values = [np.nan if (cell := values.get(name)) is None else cell for name in channels]
     if isinstance(values, Sequence) and not isinstance(values, str):
         values = [np.nan if v is None else v for v in values]
-    raw = np.asarray(values)
+    try:
+        raw = np.asarray(values)
+    except ValueError:
+        raise SchemaError(f"values: must be one number for each of {list(channels)}, got {values!r}") from None
     if raw.dtype.kind not in "iufb":
         raise SchemaError(f"values: must be numbers, NaN or None, got dtype {raw.dtype}; convert them")
     row = np.atleast_1d(raw.astype(np.float64))
@@ -66,6 +69,14 @@ def row_values(values: Values, channels: tuple[str, ...]) -> Floats:
         raise SchemaError(f"values: must be one value for each of {list(channels)}, got shape {raw.shape}")
     check_finite(row[None], channels)
     return row
+
+
+def numbers(given: ArrayLike, argument: str) -> Floats:
+    """An argument as float64; SchemaError names it where it holds anything but numbers."""
+    try:
+        return np.asarray(given, np.float64)
+    except (ValueError, TypeError):
+        raise SchemaError(f"{argument}: must hold numbers in a regular shape, got {given!r}") from None
 
 
 def check_finite(values: Floats, channels: tuple[str, ...]) -> None:
@@ -104,7 +115,7 @@ def frame_rows(frame: pl.DataFrame, channels: tuple[str, ...], period_ns: int) -
         check_stream(stream)
     stamps = frame.get_column("time").to_numpy()
     if stamps.dtype.kind == "M":
-        nanoseconds = stamps.astype("datetime64[ns]").astype(np.int64)
+        nanoseconds = stamps_to_ns(stamps)
     elif stamps.dtype == np.int64:
         nanoseconds = stamps
     else:

@@ -26,8 +26,8 @@ from tsgdn2.audit import AuditConfig
 from tsgdn2.clock import Time
 from tsgdn2.covariates import Covariates
 from tsgdn2.engine import Engine, audit_of
-from tsgdn2.errors import CheckpointError, ConfigError, StreamError, UnknownStreamError
-from tsgdn2.forecast import Forecast
+from tsgdn2.errors import CheckpointError, ConfigError, SchemaError, StreamError, UnknownStreamError
+from tsgdn2.forecast import Forecast, to_polars
 from tsgdn2.forecaster import Forecaster, ForecasterConfig, with_channels
 from tsgdn2.ingest import STATUS, Ingest, waves_of
 from tsgdn2.scale import Floats
@@ -83,8 +83,8 @@ class OnlinePredictor:
             raise ConfigError(f'late: must be "raise" or "drop", got {late!r}')
         if len(channels) != config.channels:
             raise ConfigError(f"channels: the model has {config.channels}, got the names {list(channels)}")
-        if len(set(channels)) != len(channels):
-            raise ConfigError(f"channels: names must differ, got {list(channels)}")
+        if len(set(channels)) != len(channels) or {"stream", "time"} & set(channels):
+            raise ConfigError(f"channels: names must differ, and none be stream or time, got {list(channels)}")
         self.forecaster, self.standards = forecaster, standards
         self.config, self.channels, self.freq, self.late = config, tuple(channels), freq, late
         self._slots: dict[str, int] = {}
@@ -207,17 +207,23 @@ class OnlinePredictor:
 
     def forecast_many(
         self, streams: Sequence[str], horizon: int | None = None, *, future: ArrayLike | None = None
-    ) -> list[Forecast]:
-        """`forecast` of many streams in tiles; equal to one by one, bit for bit. future [N, H, F]."""
+    ) -> pl.DataFrame:
+        """`forecast` of many streams in tiles, equal to one by one, bit for bit. future [N, H, F].
+
+        Returns a polars frame: stream, time, channel, one column per level; streams in the order of the argument.
+        """
         slots = np.array([self._slot(stream) for stream in streams], np.int64)
         steps = intake.horizon_of(horizon, self.config.prediction_length)
+        parts = [None] * len(streams) if future is None else intake.numbers(future, "future")
+        if len(parts) != len(streams):
+            raise SchemaError(f"future: needs one block for each of {len(streams)} streams, got {len(parts)}")
         if not streams:
-            return []
-        parts = np.asarray(future, np.float64) if future is not None else [None] * len(streams)
+            return to_polars([])
         covariates = np.concatenate([self._covariates.future(part, steps) for part in parts])
         clock = self._slab.clock[slots]
         quantiles = self._engine.answer(slots, clock, covariates)[:, :steps]
-        return [self._forecast(s, int(c), q) for s, c, q in zip(streams, clock, quantiles, strict=True)]
+        found = zip(streams, clock, quantiles, strict=True)
+        return to_polars([self._forecast(stream, int(at), q) for stream, at, q in found])
 
     def save(self, path: str | Path) -> None:
         """Model, states and audit in one safetensors file: atomic, versioned, checksummed."""

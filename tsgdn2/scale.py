@@ -78,10 +78,7 @@ def scan(x: Floats, observed: Bools, lam: float) -> Moments:
             continue
         values = x[seen, channel]
         count = _decayed_sum(np.ones(len(values)), lam)
-        origin = values[0]
-        mean = origin + _decayed_sum(values - origin, lam) / count
-        before = np.concatenate(([0.0], mean[:-1]))
-        m2 = _decayed_sum((values - before) * (values - mean), lam)
+        mean, m2 = _moments(values, count, lam)
         # carry each value forward over the steps that saw nothing
         index = np.cumsum(observed[:, channel]) - 1
         held = index >= 0
@@ -89,6 +86,24 @@ def scan(x: Floats, observed: Bools, lam: float) -> Moments:
             target[held, channel] = source[index[held]]
     assert out.mean.shape[0] == steps
     return out
+
+
+def _moments(x: Floats, count: Floats, lam: float) -> tuple[Floats, Floats]:
+    """Mean and m2 after every value, block by block around the mean at the block's start.
+
+    Around one origin for the whole history, one absurd value would cost the digits of all that follow it.
+    """
+    mean, m2 = np.empty(len(x)), np.empty(len(x))
+    weights, powers = _block_weights(lam, _BLOCK), lam ** np.arange(1, _BLOCK + 1)
+    held_mean, held_m2 = x[0], 0.0
+    for begin in range(0, len(x), _BLOCK):
+        u = x[begin : begin + _BLOCK]
+        end, own = begin + len(u), weights[: len(u), : len(u)]
+        mean[begin:end] = held_mean + own @ (u - held_mean) / count[begin:end]
+        before = np.concatenate(([held_mean if begin else 0.0], mean[begin : end - 1]))
+        m2[begin:end] = own @ ((u - before) * (u - mean[begin:end])) + held_m2 * powers[: len(u)]
+        held_mean, held_m2 = mean[end - 1], m2[end - 1]
+    return mean, m2
 
 
 def _decayed_sum(u: Floats, lam: float) -> Floats:

@@ -128,9 +128,10 @@ class Slab:
         self.known[slots[fresh], step[fresh] % p] = known[fresh]
         opens = observed & (step // p > open_patch)
         if opens.any():  # steps of the new patch that came without a value are still in the clock's ring
-            self.open_known[slots[opens]] = np.where(
-                (ring <= (step[opens] % p)[:, None])[..., None], self.known[slots[opens]], 0.0
-            )
+            at = (step[opens] // p * p)[:, None] + ring
+            newest = np.maximum(clock, step)[opens, None]
+            held = (at > newest - p) & (at <= newest)
+            self.open_known[slots[opens]] = np.where(held[..., None], self.known[slots[opens]], 0.0)
         inside = step // p == np.where(opens, step // p, open_patch)
         self.open_known[slots[inside], step[inside] % p] = known[inside]
 

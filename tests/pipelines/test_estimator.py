@@ -284,3 +284,24 @@ def test_double_precision_predictors_keep_their_dtype(predictor, tmp_path: Path)
     twin.prediction_net.double().load_state_dict(predictor.forecaster.state_dict())
     twin.serialize(tmp_path)
     assert Predictor.deserialize(tmp_path).forecaster.dtype == torch.float64
+
+
+def test_an_altered_or_missing_json_is_refused(predictor, tmp_path: Path):
+    predictor.serialize(tmp_path)
+    file = tmp_path / "predictor.json"
+    text = file.read_text()
+    for broken in (text.replace("0.1", "0.2", 1), text[: len(text) // 2]):
+        file.write_text(broken)
+        with pytest.raises(CheckpointError, match=r"predictor\.json is missing or was altered"):
+            Predictor.deserialize(tmp_path)
+    file.unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        Predictor.deserialize(tmp_path)
+
+
+def test_an_entry_of_another_frequency_or_without_a_target_is_refused(predictor):
+    daily = [{"start": pd.Period("2024-01-01", freq="D"), "target": np.ones(50), "item_id": "d"}]
+    with pytest.raises(SchemaError, match=r"^start: .*'D'"):
+        list(predictor.predict(daily))
+    with pytest.raises(SchemaError, match=r"^entry: .*lacks"):
+        list(predictor.predict([{"start": pd.Period("2024-01-01", freq="h")}]))

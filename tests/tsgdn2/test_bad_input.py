@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tsgdn2 import checkpoint
+from tsgdn2.audit import AuditConfig
 from tsgdn2.errors import (
     CheckpointError,
     ConfigError,
@@ -63,6 +64,7 @@ def frame(**columns):
     return pl.DataFrame({**base, **columns})
 
 
+FAR = frame().with_columns(time=pl.datetime(9999, 12, 31))
 BAD = {
     "values of the wrong shape": (SchemaError, "values", lambda o: o.observe("s", at(11), [1.0, 2.0, 3.0])),
     "values of rank two": (SchemaError, "values", lambda o: o.observe("s", at(11), np.zeros((2, 2)))),
@@ -82,6 +84,10 @@ BAD = {
     "an empty frame": (SchemaError, "frame", lambda o: o.observe_many(frame().clear())),
     "a frame without time": (SchemaError, "frame", lambda o: o.observe_many(frame().drop("time"))),
     "a frame with a null time": (StreamError, "frame", lambda o: o.observe_many(frame(time=[at(11), None]))),
+    "a frame far in the future": (StreamError, "time", lambda o: o.observe_many(FAR)),
+    "ragged values": (SchemaError, "values", lambda o: o.observe("s", at(11), [[1, 2], [3]])),
+    "known that is text": (SchemaError, "known", lambda o: o.observe("s", at(11), [1, 2], known="x")),
+    "future of another count": (SchemaError, "future", lambda o: o.forecast_many(["s"], future=np.zeros((2, 4, 0)))),
     "a frame with text": (SchemaError, "frame", lambda o: o.observe_many(frame(a=["x", "y"]))),
     "a frame with text as time": (StreamError, "frame", lambda o: o.observe_many(frame(time=["x", "y"]))),
     "a frame with an unknown channel": (UnknownChannelError, "frame", lambda o: o.observe_many(frame(zz=[1.0, 2.0]))),
@@ -131,7 +137,13 @@ def test_a_wrong_config_names_its_field(field, value):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"channels": ["a"]}, "channels"), ({"channels": ["a", "a"]}, "channels"), ({"late": "maybe"}, "late")],
+    [
+        ({"channels": ["a"]}, "channels"),
+        ({"channels": ["a", "a"]}, "channels"),
+        ({"channels": ["a", "time"]}, "channels"),
+        ({"audit": AuditConfig(cohorts=("all",))}, "audit.cohorts"),
+        ({"late": "maybe"}, "late"),
+    ],
 )
 def test_a_wrong_predictor_option_names_itself(online, options, message):
     wanted = {"channels": ["a", "b"], "freq": "h", **options}

@@ -29,7 +29,23 @@ def test_a_naive_time_is_utc_and_an_aware_one_is_converted():
     assert to_ns(np.datetime64("1970-01-02", "D")) == DAY_NS
 
 
-@pytest.mark.parametrize("bad", [None, True, 1.5, float("nan"), "2024-01-01", pd.NaT, np.datetime64("NaT"), 2**64])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        True,
+        1.5,
+        float("nan"),
+        "2024-01-01",
+        pd.NaT,
+        np.datetime64("NaT"),
+        2**64,
+        datetime(9999, 12, 31),
+        datetime(1600, 1, 1),
+        np.datetime64("9999-12-31"),
+        pd.Timestamp("9999-12-31").as_unit("s"),
+    ],
+)
 def test_what_is_no_moment_is_refused(bad):
     with pytest.raises(StreamError, match=r"^time:"):
         to_ns(bad)

@@ -56,6 +56,16 @@ def test_a_constant_channel_keeps_a_positive_scale():
     assert (scale_of(got, np.array([1e-3])) > 0).all()
 
 
+def test_one_absurd_value_costs_no_digits_of_what_follows():
+    rng = np.random.default_rng(0)
+    for first in (1e9, 1e15, 1e20):
+        x = np.concatenate([[[first]], rng.normal(size=(3000, 1))])
+        seen = np.ones_like(x, bool)
+        whole, one = scan(x, seen, forgetting(20.0)), streamed(x, seen, forgetting(20.0))
+        np.testing.assert_allclose(whole.mean[-1], one.mean[-1], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(whole.m2[-1], one.m2[-1], rtol=1e-9)
+
+
 def test_missing_values_change_nothing_even_when_they_are_nan():
     moments = update(Moments.zeros((2,)), np.array([1.0, 2.0]), np.array([True, True]), 0.9)
     after = update(moments, np.array([np.nan, np.nan]), np.array([False, False]), 0.9)
