@@ -16,13 +16,19 @@ import numpy as np
 
 from tsgdn2.evaluation.rows import RESULTS, Row, read
 
-TABLES: Mapping[str, tuple[str, ...]] = {
-    "quickstart": ("crps_relative", "mase_relative", "crps", "coverage"),
-    "etth1": ("CRPS A", "MASE A", "CRPS B", "MASE B"),
-    "phases": ("worst_over_best",),
-    "memory": ("streamed", "restarts", "ratio"),
-    "endurance": ("bytes", "median_us", "mean_us", "median_over_first"),
-}
+TABLES: Mapping[str, Mapping[str, str]] = {
+    "quickstart": {
+        "CRPS / SeasonalNaive's": "crps_relative", "MASE / SeasonalNaive's": "mase_relative",
+        "coverage of 80 %": "coverage",
+    },
+    "etth1": {"CRPS A": "CRPS A", "CRPS B": "CRPS B", "MASE A": "MASE A", "MASE B": "MASE B"},
+    "phases": {"worst phase / best": "worst_over_best"},
+    "memory": {"CRPS streamed": "streamed", "CRPS restarted": "restarts", "ratio": "ratio"},
+    "endurance": {
+        "bytes of state": "bytes", "µs an observation, median": "median_us", "mean": "mean_us",
+        "median / first row's": "median_over_first",
+    },
+}  # fmt: skip
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -35,7 +41,7 @@ def table(name: str, rows: Sequence[Row]) -> str:
     head = ["", *columns, "seeds", "CPU-s"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for label, group in groups.items():
-        cells = [_figure([row.values[column] for row in group if column in row.values]) for column in columns]
+        cells = [_figure([row.values[key] for row in group if key in row.values]) for key in columns.values()]
         seeds = ", ".join(str(row.seed) for row in group if row.seed is not None) or "-"
         spent = [row.cpu_seconds for row in group if row.cpu_seconds]
         lines.append(f"| {label} | " + " | ".join([*cells, seeds, f"{np.mean(spent):.0f}" if spent else "-"]) + " |")
@@ -61,7 +67,7 @@ def _figure(values: Sequence[object]) -> str:
 
 
 def _text(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 if __name__ == "__main__":
