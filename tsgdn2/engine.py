@@ -118,41 +118,40 @@ class Engine:
         static, lanes = self._static(slots), slab.lanes(slots)
         rows = np.flatnonzero(written)
         after = state.rows(torch.arange(len(state.count)))  # one copy, edited in place below
+        traced: list[list[dict[str, Tensor]]] = []
         for tile, real in _tiles(len(rows)):
             at = rows[tile]
             before = state.rows(torch.from_numpy(at))
             new, traces = self.forecaster.commit(_take(windows, at), elapsed[at], static[at], before)
-            keep = torch.arange(real)
-            _put(after, at[:real], new.rows(keep))
-            if audit and self.audit is not None:
-                cohort = cohorts(windows.seen[at[:real]], elapsed[at[:real]])
-                self._observe(lanes[at[:real]], before.rows(keep), traces, real, clock[at[:real]], cohort)
+            _put(after, at[:real], new.rows(torch.arange(real)))
+            traced.append([{name: t[:real] for name, t in trace.items()} for trace in traces])
+        if audit and self.audit is not None and len(rows):
+            cohort = cohorts(windows.seen[rows], elapsed[rows])
+            self._observe(lanes[rows], state.rows(torch.from_numpy(rows)), traced, clock[rows], cohort)
         return written, after
 
     def _observe(
-        self,
-        lanes: Ints,
-        before: ForecasterState,
-        traces: list[dict[str, Tensor]],
-        real: int,
-        clock: Ints,
-        cohort: Ints,
+        self, lanes: Ints, before: ForecasterState, traced: list[list[dict[str, Tensor]]], clock: Ints, cohort: Ints
     ) -> None:
+        """Show the audit all committed rows of a layer at once: its cost is per call, and bits do not depend on it."""
         assert self.audit is not None
-        for layer, trace in enumerate(traces):
-            if trace and self.audit.samples(layer):
-                self.audit.update(
-                    torch.from_numpy(lanes),
-                    layer,
-                    before.layers[layer]["memory"],
-                    trace["k"][:real],
-                    trace["e"][:real],
-                    trace["z"][:real],
-                    trace["g"][:real],
-                    trace["factor"][:real],
-                    torch.from_numpy(clock),
-                    torch.from_numpy(cohort),
-                )
+        for layer, held in enumerate(before.layers):
+            if not self.audit.samples(layer):
+                continue
+            parts = [tile[layer] for tile in traced]
+            trace = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            self.audit.update(
+                torch.from_numpy(lanes),
+                layer,
+                held["memory"],
+                trace["k"],
+                trace["e"],
+                trace["z"],
+                trace["g"],
+                trace["factor"],
+                torch.from_numpy(clock),
+                torch.from_numpy(cohort),
+            )
 
     def _lane_windows(
         self, slots: Ints, clock: Ints, values: Floats, seen: Bools, mean: Floats, scale: Floats, known: Floats
