@@ -80,8 +80,10 @@ def broken_stream(rng, steps, channels):
 
 @pytest.mark.parametrize("mode", ["independent", "joint"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("extras", [{}, {"lag_skip": 13, "known": 2}, {"decay_from": "own", "mixer": "gdn2"}])
+@pytest.mark.parametrize("extras", [{}, {"lag_skip": 13, "known": 2}, {"decay_from": "own"}, {"identity": True}])
 def test_the_stream_equals_the_batch_after_every_observation(mode, dtype, tolerance, extras):
+    if extras.get("identity"):  # only independent channels can be told who they are
+        extras = {"channel_identity": mode == "independent", "lag_skip": 5}
     forecaster = random_model(dtype=dtype, mode=mode, **extras)
     known = forecaster.config.known
     scales = standards(known=known)
