@@ -143,6 +143,12 @@ def _times(frame: pl.DataFrame, column: str, time_format: str | None, unit: Unit
         out = raw.cast(pl.Datetime("ns"), strict=False).dt.replace_time_zone("UTC")
         why = "outside the years 1677 to 2262 that int64 nanoseconds reach"
     elif dtype == pl.String:
+        row = None if time_format else _first(~raw.str.contains(r"^\s*\d{4}[-/]?\d{2}"))
+        if row is not None:  # polars would guess, and read 01/02 as the first of February
+            raise FrameError(
+                f"time column {column!r}, row {row}: {raw[row]!r} is not ISO 8601 (year first); "
+                "pass time_format, '%d/%m/%Y' or '%m/%d/%Y' say"
+            )
         out = raw.str.strip_chars().str.to_datetime(time_format, time_unit="ns", time_zone="UTC", strict=False)
         why = f"not text of the form {time_format}" if time_format else "not ISO 8601; pass time_format"
     elif dtype.is_numeric():

@@ -118,34 +118,29 @@ def csv_table(
 
 def read_parquet(path: str | Path, layout: Layout | None = None) -> pl.DataFrame:
     """Read a Parquet file into a frame of the schema. Raises DataError, FrameError."""
-    content = _bytes(path)
-    try:
-        table = pl.read_parquet(io.BytesIO(content))
-    except PolarsError as error:
-        raise DataError(f"{path} can not be read as Parquet: {error}") from error
-    return table_frame(table, layout or Layout(), origin=str(path))
+    return table_frame(_parquet_table(path), layout or Layout(), origin=str(path))
 
 
 def read_arrow(path: str | Path, layout: Layout | None = None) -> pl.DataFrame:
     """Read an Arrow IPC file (Feather) or stream into a frame of the schema. Raises DataError, FrameError."""
-    content = _bytes(path)
-    read = pl.read_ipc if content.startswith(b"ARROW1") else pl.read_ipc_stream
-    try:
-        table = read(io.BytesIO(content))
-    except PolarsError as error:
-        raise DataError(f"{path} can not be read as Arrow IPC: {error}") from error
-    return table_frame(table, layout or Layout(), origin=str(path))
+    return table_frame(_arrow_table(path), layout or Layout(), origin=str(path))
 
 
 def read(path: str | Path, layout: Layout | None = None) -> pl.DataFrame:
     """Read a file by its ending: .csv, .csv.gz, .parquet, .arrow, .feather or .ipc."""
+    layout = layout or Layout()
+    return table_frame(file_table(path, words=layout.words()), layout, origin=str(path))
+
+
+def file_table(path: str | Path, *, words: Sequence[str] = ()) -> pl.DataFrame:
+    """Read a file's table as it stands, by its ending as `read` does; `words` become null in CSV. Raises DataError."""
     name = str(path).lower()
     if name.endswith((".csv", ".csv.gz")):
-        return read_csv(path, layout)
+        return csv_table(_bytes(path), words=words, origin=str(path))
     if name.endswith(".parquet"):
-        return read_parquet(path, layout)
+        return _parquet_table(path)
     if name.endswith((".arrow", ".feather", ".ipc")):
-        return read_arrow(path, layout)
+        return _arrow_table(path)
     raise DataError(f"{path} must end in .csv, .csv.gz, .parquet, .arrow, .feather or .ipc; else call its reader")
 
 
@@ -175,6 +170,23 @@ def table_frame(table: pl.DataFrame, layout: Layout, *, origin: str = "table") -
         )
     except FrameError as error:
         raise FrameError(f"{origin}: {error}") from error
+
+
+def _parquet_table(path: str | Path) -> pl.DataFrame:
+    content = _bytes(path)
+    try:
+        return pl.read_parquet(io.BytesIO(content))
+    except PolarsError as error:
+        raise DataError(f"{path} can not be read as Parquet: {error}; fetch it again") from error
+
+
+def _arrow_table(path: str | Path) -> pl.DataFrame:
+    content = _bytes(path)
+    reader = pl.read_ipc if content.startswith(b"ARROW1") else pl.read_ipc_stream
+    try:
+        return reader(io.BytesIO(content))
+    except PolarsError as error:
+        raise DataError(f"{path} can not be read as Arrow IPC: {error}; fetch it again") from error
 
 
 def _present(table: pl.DataFrame, columns: Sequence[str], origin: str) -> None:

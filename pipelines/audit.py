@@ -37,6 +37,8 @@ def run(job: AuditRun) -> None:
         if job.data is None:
             raise ConfigError("data: a predictor's folder holds no stream; name a file or a set to run it over")
     source = None if job.data is None else open_source(job.data, job.columns)
+    if source is not None and predictor is not None and predictor.config.channels > 1:
+        source = source.select(predictor.channels)
     name = job.predictor.stem if source is None else source.name
     folder = job.folder("audit")
     with Run.start(job.experiment, f"audit {name}", root=job.runs, tracking_uri=job.tracking_uri,

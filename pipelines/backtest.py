@@ -32,6 +32,9 @@ def run(job: Backtest) -> None:
     predictor = open_predictor(job.predictor)
     with screen.phase("reading"):
         source = open_source(job.data, job.columns)
+        names = list(predictor.channels) if predictor.config.channels > 1 else None
+        if names is not None:
+            source = source.select(names)
         if source.freq != predictor.freq and source.period != predictor.config.period_ns:
             raise ConfigError(f"data: its step is {source.freq}, the predictor's {predictor.freq}; give columns.period")
         entries = source.entries("univariate" if predictor.config.channels == 1 else "multivariate")
@@ -49,11 +52,10 @@ def run(job: Backtest) -> None:
         if job.baselines:
             with screen.phase("baselines", total=3) as phase:
                 lags = min(2 * source.season, 168)
-                for model in baselines(train, test, horizon=horizon, season=source.season, lags=lags):
+                for model in baselines(train, test, horizon=horizon, season=source.season, lags=lags, channels=names):
                     models.append(model)
                     phase.advance()
         with screen.phase("forecasting"):
-            names = list(predictor.channels) if predictor.config.channels > 1 else None
             judged = evaluate(predictor, test, season=source.season, channels=names)
             models.append(Model(name=OURS, judged=judged))
         comparison = Comparison(models=tuple(models))

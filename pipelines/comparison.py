@@ -137,16 +137,22 @@ class Comparison:
 
 
 def baselines(
-    train: Sequence[Mapping[str, object]], test: TestData, *, horizon: int, season: int, lags: int = 48
+    train: Sequence[Mapping[str, object]],
+    test: TestData,
+    *,
+    horizon: int,
+    season: int,
+    lags: int = 48,
+    channels: Sequence[str] | None = None,
 ) -> Iterable[Model]:
-    """Train and judge SeasonalNaive, climatology and ridge on lags, one at a time."""
+    """Train and judge SeasonalNaive, climatology and ridge on lags, one at a time; `channels` names multivariate ones."""
     makers: dict[str, Callable[[], Predicts]] = {
         NAIVE: lambda: SeasonalNaive(horizon, season),
         CLIMATE: lambda: Climatology.train(train, horizon, slots=season),
         RIDGE: lambda: RidgeLags.train(train, horizon, lags=lags, slots=season),
     }
     for name, make in makers.items():
-        yield Model(name=name, judged=evaluate(make(), test, season=season))
+        yield Model(name=name, judged=evaluate(make(), test, season=season, channels=channels))
 
 
 def in_order(test: TestData, found: Mapping[tuple[str, pd.Period], Forecast]) -> list[Forecast]:

@@ -112,6 +112,12 @@ class DataOptions:
     """Column of the instant; None takes "time", "timestamp", "date" or "datetime"."""
     stream: str | None = None
     """Column of the stream's name; None takes "stream" or "item_id", or calls the only stream after the file."""
+    name: str | None = None
+    """Name of the only stream; None takes the file's."""
+    time_format: str | None = None
+    """strftime format of a text instant, such as %d/%m/%Y; None expects ISO 8601."""
+    unit: Literal["ns", "us", "ms", "s"] | None = None
+    """Unit of a numeric instant since 1970."""
     channels: tuple[str, ...] | None = None
     """Columns to keep, in this order; None keeps every numeric one."""
     period: str | None = None
@@ -142,7 +148,7 @@ class AuditOptions:
             raise ConfigError(f"audit.threshold: must be in (0, 1), got {self.threshold}")
 
 
-# Found by the lead's trials on this set; nothing here is a general recommendation.
+# Found by trials on this set (LOG.md); nothing here is a general recommendation.
 QUICKSTART_MODEL: Final = ModelOptions(
     patch_length=4,
     context_length=256,
@@ -160,8 +166,8 @@ QUICKSTART_MODEL: Final = ModelOptions(
 class Quickstart(Job):
     """Train on New York's weather, backtest, stream, audit and report; about three minutes on two cores."""
 
-    output: Path | None = Path("runs/quickstart")
-    """Folder of this job's files."""
+    output: Path | None = None
+    """Folder of this job's files; by default `quickstart` in `runs`."""
     experiment: str = "quickstart"
     """MLflow experiment of the run."""
     budget: Literal["full", "small"] = "full"
@@ -310,6 +316,5 @@ JOBS: Final[dict[str, tuple[Options, str]]] = {
 
 def runner(name: str) -> Callable[[object], None]:
     """Import the module of a job, and only now what it needs; its function is called `run`."""
-    module = import_module(f"tsgdn2.pipelines.{JOBS[name][1]}")
-    found: Callable[[object], None] = module.run
+    found: Callable[[object], None] = import_module(f"tsgdn2.pipelines.{JOBS[name][1]}").run
     return found

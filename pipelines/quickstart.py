@@ -54,7 +54,9 @@ class Agreement:
 
 def run(job: Quickstart) -> None:
     """Run the job; everything is written under `job.output`, the run goes to MLflow."""
+    job = replace(job, output=job.output or job.runs / "quickstart")
     screen, folder, protocol = Screen(job.quiet), job.folder("quickstart"), NYC_WEATHER
+    (folder / "rows.jsonl").unlink(missing_ok=True)  # a second run replaces everything else, too
     with Run.start(job.experiment, "quickstart", root=job.runs, tracking_uri=job.tracking_uri,
                    tags={"tsgdn2.job": "quickstart"}) as record:  # fmt: skip
         with screen.phase("reading the weather"):

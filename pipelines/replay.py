@@ -9,6 +9,8 @@ Late rows are counted and left out, so that one bad stamp does not end a replay 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from tsgdn2.datasets.frame import TIME
@@ -16,7 +18,7 @@ from tsgdn2.errors import ConfigError
 from tsgdn2.pipelines.audit_report import log_audit, online_view, write_audit
 from tsgdn2.pipelines.jobs import Replay
 from tsgdn2.pipelines.runs import Run
-from tsgdn2.pipelines.saved import open_online
+from tsgdn2.pipelines.saved import STATE, open_online
 from tsgdn2.pipelines.screen import Screen
 from tsgdn2.pipelines.source import open_source
 from tsgdn2.pipelines.streaming import stream_frame
@@ -29,6 +31,9 @@ def run(job: Replay) -> None:
     with screen.phase("reading"):
         source = open_source(job.data, job.columns)
         online = open_online(job.predictor, source.channels, audit=job.audit)
+        if job.predictor.suffix == STATE or online.config.channels > 1:
+            source = source.select(online.channels)
+        _continued(online.streams, source.streams)
         period = online.config.period_ns
         if source.period != period:
             raise ConfigError(f"data: its step is {source.freq}, the predictor's {online.freq}; give columns.period")
@@ -70,3 +75,10 @@ def run(job: Replay) -> None:
         f"observation, {online.state_nbytes:,} bytes of state per stream"
     )
     screen.say(f"state: {folder / 'online.safetensors'}")
+
+
+def _continued(saved: Sequence[str], streams: Sequence[str]) -> None:
+    """Refuse data of which no stream goes on with the saved ones: every state would begin anew, and nobody notice."""
+    if saved and not set(saved) & set(streams):
+        raise ConfigError(f"data: its streams {list(streams)[:5]} are none of the saved state's {list(saved)[:5]}; name "
+                          "the only stream of a file with --columns.name")  # fmt: skip

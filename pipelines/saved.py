@@ -28,15 +28,16 @@ def open_predictor(path: Path) -> GDN2Predictor:
 def open_online(path: Path, channels: Sequence[str], *, audit: bool) -> OnlinePredictor:
     """Go on from a saved state, or begin with a predictor folder; late rows are counted and left out.
 
-    Errors: CheckpointError; ConfigError when a saved state has other channels.
+    channels: of the data; an independent model that was trained on one takes them all, others have their own.
+    Errors: CheckpointError; ConfigError when a saved state has an audit that is to be left out.
     """
     if path.suffix != STATE:
         predictor = open_predictor(path)
         config = AuditConfig() if audit and predictor.config.mixer == "gdn2" else None
-        names = channels if predictor.config.mode == "independent" else None
+        names = channels if predictor.config.channels == 1 else None
         return OnlinePredictor.from_predictor(predictor, channels=names, late="drop", audit=config)
     online = OnlinePredictor.load(path)
-    if sorted(online.channels) != sorted(channels):
-        raise ConfigError(f"data: the saved state has channels {list(online.channels)}, the data {list(channels)}; "
-                          "choose them with columns.channels")  # fmt: skip
+    if online.audit is not None and not audit:
+        raise ConfigError(f"audit: {path} carries an audit that goes on with it, got false; leave audit true, or begin "
+                          "again with the predictor's folder")  # fmt: skip
     return online

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import polars as pl
 
@@ -17,8 +17,8 @@ from tsgdn2.datasets import catalog
 from tsgdn2.datasets.frame import STREAM, TIME, channels
 from tsgdn2.datasets.gluon import Targets, entries
 from tsgdn2.datasets.grid import pandas_freq, period_ns, regular
-from tsgdn2.datasets.readers import Layout, csv_table, read, table_frame
-from tsgdn2.errors import DataError
+from tsgdn2.datasets.readers import Layout, file_table, table_frame
+from tsgdn2.errors import ConfigError, DataError
 from tsgdn2.pipelines.jobs import DataOptions
 from tsgdn2.pipelines.runs import Run
 
@@ -71,6 +71,14 @@ class Source:
         """GluonTS entries on the grid, NaN where nothing was observed."""
         return entries(self.frame, self.period, targets=targets, collisions="last")
 
+    def select(self, names: Sequence[str]) -> Self:
+        """Keep these channels in this order, as a model of several needs them; ConfigError names the absent ones."""
+        absent = [name for name in names if name not in self.channels]
+        if absent:
+            raise ConfigError(f"data: the predictor's channels {absent} are not in {self.name}, which has "
+                              f"{self.channels}; rename its columns to those of the training")  # fmt: skip
+        return replace(self, frame=self.frame.select(STREAM, TIME, *names))
+
     def log(self, run: Run, *, context: str = "training") -> None:
         """Record the set in a run."""
         columns = {STREAM: "string", TIME: "datetime", **dict.fromkeys(self.channels, "double")}
@@ -106,26 +114,40 @@ def open_source(data: str, columns: DataOptions) -> Source:
 
 def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
     """Read a file; the columns of time and stream are found by their usual names."""
-    if path.name.lower().endswith((".csv", ".csv.gz")):
-        table = csv_table(path.read_bytes(), words=("", "NA", "NaN", "nan", "null"), origin=str(path))
-    elif path.suffix.lower() == ".parquet":
-        table = pl.read_parquet(path)
-    else:
-        return read(path, Layout(channels=columns.channels))
+    table = file_table(path, words=("", "NA", "NaN", "nan", "null"))
     time = columns.time or _first(TIMES, table.columns)
     if time is None:
         raise DataError(
             f"columns.time: {path.name} has none of {', '.join(TIMES)}, only {table.columns}; name its column"
         )
     stream = columns.stream or _first(STREAMS, table.columns)
+    if stream and columns.name:
+        raise ConfigError(f"columns.name: is for a file of one stream, got {columns.name!r} where {path.name} has its "
+                          f"streams in column {stream!r}; leave it out, or rename the column")  # fmt: skip
+    _no_stray_words(table, columns.channels or [c for c in table.columns if c not in (time, stream)], path.name)
     numeric = [name for name, kind in table.schema.items() if kind.is_numeric() and name not in (time, stream)]
     kept = _present(columns.channels, numeric, path.name) if columns.channels else tuple(numeric)
     if not kept:
         raise DataError(f"columns.channels: {path.name} has no numeric column beside {time!r}; its columns are "
                         f"{table.columns}")  # fmt: skip
     layout = Layout(time=time, channels=kept, duplicates="last", stream=stream or STREAM,
-                    name=None if stream else path.name.split(".")[0])  # fmt: skip
+                    name=None if stream else columns.name or path.name.split(".")[0],
+                    time_format=columns.time_format, unit=columns.unit)  # fmt: skip
     return table_frame(table, layout, origin=str(path))
+
+
+def _no_stray_words(table: pl.DataFrame, names: Sequence[str], origin: str) -> None:
+    """Refuse a column that is text by a few cells only: without them it would be a channel, and is not silently none."""
+    for name in names:
+        if table.schema.get(name) != pl.String:
+            continue
+        found = table[name].str.strip_chars().cast(pl.Float64, strict=False)
+        bad = (found.is_null() & table[name].is_not_null()).arg_true()
+        if len(bad) and found.count() > table[name].count() / 2:
+            row = int(bad[0])
+            raise DataError(f"columns.channels: {origin} has {table[name][row]!r} in row {row} of {name!r}, which is "
+                            "mostly numbers; empty that cell, or leave the column out with columns.channels"
+                            )  # fmt: skip
 
 
 def _present(wanted: Sequence[str], known: Sequence[str], origin: str) -> tuple[str, ...]:

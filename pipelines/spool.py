@@ -28,7 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from tsgdn2.errors import DataError, TsgdnError
+from tsgdn2.errors import ConfigError, DataError, TsgdnError
 from tsgdn2.pipelines.events import KIND_NAMES, KINDS, Artifact, End, Event, ModelFolder, Payload
 
 SCHEMA = 1
@@ -129,7 +129,10 @@ class Spool:
     def create(cls, root: Path, header: Header, *, fsync_seconds: float = 1.0) -> Spool:
         """Make the folder of a new run under `root`/spool and take its writer's lock."""
         path = root / "spool" / header.spool_id
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"runs: {root} can not hold the spool ({error.strerror}); name another folder") from error
         live = writer_lock(path)
         live.acquire(timeout=0)  # before run.json is there, or a sync could take the run for a dead one
         path.mkdir()

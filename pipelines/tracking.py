@@ -117,7 +117,10 @@ def artifact_home(tracking_uri: str) -> str | None:
 def connect(tracking_uri: str) -> MlflowClient:
     """An MLflow client of this store and no other, whatever the process has set; makes a new sqlite store first."""
     import mlflow
+    from mlflow.store.db import utils as store
 
+    if hasattr(store, "MAX_RETRY_COUNT"):  # ten tries with doubling waits would hold a job's end for minutes
+        store.MAX_RETRY_COUNT = 2
     if not tracking_uri.startswith("sqlite:///"):
         return mlflow.MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     database = Path(tracking_uri.removeprefix("sqlite:///"))

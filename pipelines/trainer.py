@@ -6,6 +6,8 @@ Every setting can be overridden. Warnings about what is deliberate here are sile
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -43,13 +45,26 @@ def run(
             warnings.filterwarnings("ignore", message=".*overridden after .* initialization.*")
             warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
             trainer = pl.Trainer(**settings)
-            trainer.fit(
-                module,
-                sampler,
-                DataLoader(cast(Any, checks), batch_size=None, collate_fn=_as_it_is) if checks else None,
-            )
+            _fit(trainer, module, sampler, checks)
     finally:
         quiet.setLevel(level)
+
+
+def _fit(trainer: pl.Trainer, module: ForecastTraining, sampler: WindowSampler, checks: Sequence[Batch]) -> None:
+    """Fit; an interrupt stays a KeyboardInterrupt (Lightning makes it an exit with code 1)."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(
+            module,
+            sampler,
+            DataLoader(cast(Any, checks), batch_size=None, collate_fn=_as_it_is) if checks else None,
+        )
+    except SystemExit as left:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+        if isinstance(left.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from left
+        raise
 
 
 def _as_it_is(batch: object) -> object:

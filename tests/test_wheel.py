@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("kernels", "datasets", "evaluation", "service", "pipelines")
-SHIPPED = {".py", ".md", ".html", ".yaml"}
+SHIPPED = {".py", ".md", ".html", ".yaml", ".jsonl"}
 BUILD = "import sys, setuptools.build_meta as backend; getattr(backend, sys.argv[1])(sys.argv[2])"
 
 

@@ -175,3 +175,9 @@ def test_names_values_and_settings_that_mlflow_would_refuse_are_refused_when_rec
 def test_a_password_in_the_address_is_not_shown() -> None:
     assert shown("https://me:secret@host:5000/x") == "https://host:5000/x"
     assert shown("sqlite:////tmp/a@b/mlflow.db") == "sqlite:////tmp/a@b/mlflow.db"
+
+
+def test_a_folder_that_can_not_hold_a_spool_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"^runs: .*name another folder"):
+        Run.start("e", "n", root=tmp_path / "file")
