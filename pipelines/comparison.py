@@ -145,7 +145,7 @@ def baselines(
     lags: int = 48,
     channels: Sequence[str] | None = None,
 ) -> Iterable[Model]:
-    """Train and judge SeasonalNaive, climatology and ridge on lags, one at a time; `channels` names multivariate ones."""
+    """Train and judge SeasonalNaive, climatology and ridge on lags, one at a time; `channels` as in `evaluate`."""
     makers: dict[str, Callable[[], Predicts]] = {
         NAIVE: lambda: SeasonalNaive(horizon, season),
         CLIMATE: lambda: Climatology.train(train, horizon, slots=season),

@@ -18,7 +18,7 @@ from tsgdn2.errors import ConfigError
 from tsgdn2.pipelines.audit_report import log_audit, online_view, write_audit
 from tsgdn2.pipelines.jobs import Replay
 from tsgdn2.pipelines.runs import Run
-from tsgdn2.pipelines.saved import STATE, open_online
+from tsgdn2.pipelines.saved import open_online
 from tsgdn2.pipelines.screen import Screen
 from tsgdn2.pipelines.source import open_source
 from tsgdn2.pipelines.streaming import stream_frame
@@ -31,8 +31,7 @@ def run(job: Replay) -> None:
     with screen.phase("reading"):
         source = open_source(job.data, job.columns)
         online = open_online(job.predictor, source.channels, audit=job.audit)
-        if job.predictor.suffix == STATE or online.config.channels > 1:
-            source = source.select(online.channels)
+        source = source.select(online.channels)
         _continued(online.streams, source.streams)
         period = online.config.period_ns
         if source.period != period:
@@ -80,5 +79,5 @@ def run(job: Replay) -> None:
 def _continued(saved: Sequence[str], streams: Sequence[str]) -> None:
     """Refuse data of which no stream goes on with the saved ones: every state would begin anew, and nobody notice."""
     if saved and not set(saved) & set(streams):
-        raise ConfigError(f"data: its streams {list(streams)[:5]} are none of the saved state's {list(saved)[:5]}; name "
-                          "the only stream of a file with --columns.name")  # fmt: skip
+        raise ConfigError(f"data: its streams {list(streams)[:5]} are none of the saved state's {list(saved)[:5]}; "
+                          "name the only stream of a file with --columns.name")  # fmt: skip

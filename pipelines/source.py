@@ -137,7 +137,7 @@ def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
 
 
 def _no_stray_words(table: pl.DataFrame, names: Sequence[str], origin: str) -> None:
-    """Refuse a column that is text by a few cells only: without them it would be a channel, and is not silently none."""
+    """Refuse a column that is text by a few cells only: else a channel would be lost and nobody told."""
     for name in names:
         if table.schema.get(name) != pl.String:
             continue

@@ -104,6 +104,12 @@ def test_the_same_instant_twice_is_an_error_until_a_policy_is_named():
         (loose(x=[1, 2]).with_columns(time=pl.Series([1.0, 1e300])), {"unit": "s"}, "row 1: 1e[+]300"),
         (loose(x=[1, 2]).with_columns(time=pl.Series([1.0, float("inf")])), {"unit": "s"}, "row 1: inf"),
         (loose(x=[1, 2]).with_columns(time=pl.Series(["2020-01-01", "soon"])), {}, "row 1: 'soon' is not ISO 8601"),
+        (
+            loose(x=[1, 2]).with_columns(time=pl.Series(["2020-01-01", "01/02/2020"])),
+            {},
+            "row 1: '01/02/2020' is not ISO",
+        ),
+        (loose(x=[1, 2]).with_columns(time=pl.Series(["01/02/2020"] * 2)), {}, "is not ISO 8601 .*; pass time_format"),
         (loose(x=[1, 2]).with_columns(time=pl.lit(dt.datetime(2500, 1, 1))), {}, "row 0: .* 1677 to 2262"),
         (loose(x=[1, 2]).with_columns(time=pl.lit(True)), {}, "must be datetime, date, text or numbers"),
     ],
