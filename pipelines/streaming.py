@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tsgdn2.audit import Eviction
 from tsgdn2.datasets.frame import STREAM, TIME
 from tsgdn2.errors import StreamError
-from tsgdn2.forecast import Forecast
+from tsgdn2.forecast import Forecast, to_polars
 from tsgdn2.online import OnlinePredictor
 
 SECOND_NS = 1_000_000_000
@@ -67,18 +67,9 @@ class Streamed:
 
     def forecast_frame(self) -> pl.DataFrame:
         """One row per stream, origin, step and channel, one column per level."""
-        parts = []
-        for one in self.forecasts:
-            horizon, width = one.quantiles.shape[:2]
-            keys = {
-                STREAM: [one.stream] * (horizon * width),
-                "origin": np.repeat(one.times[0], horizon * width),
-                TIME: np.repeat(one.times, width),
-                "channel": list(one.channels) * horizon,
-            }
-            levels = {str(level): one.quantiles[..., q].reshape(-1) for q, level in enumerate(one.levels)}
-            parts.append(pl.DataFrame(keys | levels))
-        return pl.concat(parts) if parts else pl.DataFrame()
+        naive = pl.col(TIME).dt.replace_time_zone(None)
+        parts = [to_polars([one]).with_columns(naive, naive.first().alias("origin")) for one in self.forecasts]
+        return pl.concat(parts).select(STREAM, "origin", pl.exclude(STREAM, "origin")) if parts else pl.DataFrame()
 
 
 @contextmanager

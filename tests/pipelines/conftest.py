@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,3 +31,14 @@ def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(elsewhere)
     yield place
     assert list(elsewhere.iterdir()) == []
+
+
+@pytest.fixture
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Work in an empty folder; the command sets warning filters for its own process, which a test must not keep."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+    with warnings.catch_warnings():
+        # MLflow's own use of SQLAlchemy and pydantic, and GluonTS's of pandas.
+        warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|gluonts|alembic|pydantic)\..*")
+        yield

@@ -6,8 +6,6 @@ import datetime
 import inspect
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -18,19 +16,9 @@ import pytest
 from tsgdn2.pipelines.cli import main
 from tsgdn2.pipelines.jobs import JOBS, ModelOptions, runner
 
+pytestmark = pytest.mark.usefixtures("at_home")
 SMALL = ["--model.epochs=1", "--model.batches=3", "--model.width=16", "--model.mlp=16", "--model.batch_size=8"]
 HEAVY = ("torch", "gluonts", "mlflow", "lightning", "polars", "matplotlib")
-
-
-@pytest.fixture(autouse=True)
-def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Work in an empty folder; the command sets warning filters for its own process, which a test must not keep."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
-    with warnings.catch_warnings():
-        # MLflow's own use of SQLAlchemy and pydantic, and GluonTS's of pandas.
-        warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|gluonts|alembic|pydantic)\..*")
-        yield
 
 
 def table(hours: int = 400) -> pl.DataFrame:

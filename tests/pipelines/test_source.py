@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +18,9 @@ from tsgdn2.pipelines.cli import main
 from tsgdn2.pipelines.jobs import DataOptions
 from tsgdn2.pipelines.source import open_source
 
+pytestmark = pytest.mark.usefixtures("at_home")
 SMALL = ["--model.epochs=1", "--model.batches=2", "--model.width=16", "--model.mlp=16", "--model.batch_size=4",
          "--prediction_length=8", "--model.context_length=64", "--quiet"]  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
-    with warnings.catch_warnings():
-        # MLflow's own use of SQLAlchemy and pydantic, and GluonTS's of pandas.
-        warnings.filterwarnings("ignore", module=r"(mlflow|sqlalchemy|gluonts|alembic|pydantic)\..*")
-        yield
 
 
 def table(hours: int = 300) -> pl.DataFrame:
