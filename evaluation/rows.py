@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from tsgdn2.errors import ConfigError, DataError
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -81,6 +79,8 @@ def measure(job: Callable[[], object], *, repeats: int = 20, warmup: int = 3) ->
 
 def timing_quantiles(durations: Sequence[float]) -> dict[str, float]:
     """Reduce durations to the levels that rows hold."""
+    import numpy as np  # here, so that rows can be written where only torch is installed
+
     if not durations:
         raise ConfigError("durations must hold at least one measurement")
     return {

@@ -1,17 +1,18 @@
 """What the arguments of the public functions must be; whatever is not raises ValueError naming the argument.
 
-Shapes, dtypes, devices, offsets and slots are checked on every call. Values of large tensors (gates and mask in [0,1],
-g <= 0, unit keys) are not: that would read every tensor once more on the hot path.
+Shapes, dtypes and devices are checked on every call, offsets and slots whenever they have changed. Values of large
+tensors (gates and mask in [0,1], g <= 0, unit keys) are not: that would read every tensor once more on the hot path.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -85,10 +86,10 @@ def checked_scale(scale: object, keys: int) -> float:
     return float(scale)
 
 
-def checked_bounds(cu_seqlens: object, q: Tensor) -> list[int] | None:
-    """The offsets as Python integers; reading them from another device waits for it."""
+def check_offsets(cu_seqlens: object, q: Tensor) -> None:
+    """Raise ValueError unless cu_seqlens is None, or offsets [N+1] that cut T tokens of one row into N sequences."""
     if cu_seqlens is None:
-        return None
+        return
     if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
         came = tuple(cu_seqlens.shape) if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
         raise ValueError(f"cu_seqlens must be a tensor [N+1] of offsets, N >= 1; got {came}")
@@ -96,18 +97,46 @@ def checked_bounds(cu_seqlens: object, q: Tensor) -> list[int] | None:
         raise ValueError(f"cu_seqlens must have dtype torch.int32 or torch.int64; got {cu_seqlens.dtype}")
     if q.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs sequences packed in one row, B = 1; got B = {q.shape[0]}")
-    bounds: list[int] = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(b < a for a, b in pairwise(bounds)):
-        raise ValueError(f"cu_seqlens must start at 0, never fall, and end at T = {q.shape[1]}; got {bounds}")
-    return bounds
+    if _unread(cu_seqlens, f"cut {q.shape[1]}"):
+        bounds: list[int] = cu_seqlens.tolist()
+        if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(b < a for a, b in pairwise(bounds)):
+            raise ValueError(f"cu_seqlens must start at 0, never fall, and end at T = {q.shape[1]}; got {bounds}")
+        _remember(cu_seqlens, f"cut {q.shape[1]}")
 
 
 def check_slots(slots: object, rows: int, pool: Tensor) -> None:
     """Raise ValueError unless slots are distinct rows of the pool, one per token."""
     check_tensor("slots", slots, "N", (rows,), (torch.int64, torch.int32), pool.device)
     assert isinstance(slots, Tensor)
+    if not _unread(slots, f"pool {len(pool)}"):
+        return
     chosen: list[int] = slots.tolist()
     if chosen and not 0 <= min(chosen) <= max(chosen) < len(pool):
         raise ValueError(f"slots must lie in [0, {len(pool)}), the rows of pool; got {chosen}")
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"slots must be unique, one token per state and call; got {chosen}")
+    _remember(slots, f"pool {len(pool)}")
+
+
+_read: MutableMapping[Tensor, tuple[int, str]] = WeakIdKeyDictionary()
+"""The version at which a tensor of a GPU was last read and found right, and for what."""
+
+
+def _unread(x: Tensor, purpose: str) -> bool:
+    """Whether the values of x should be read now.
+
+    Reading them from a GPU waits for it, so a tensor that was found right and has not changed is not read again, and
+    nothing can be read while a graph is traced or captured.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if x.device.type == "cpu":
+        return True
+    if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return False
+    return x.is_inference() or _read.get(x) != (x._version, purpose)
+
+
+def _remember(x: Tensor, purpose: str) -> None:
+    if x.device.type != "cpu" and not x.is_inference():
+        _read[x] = (x._version, purpose)

@@ -3,8 +3,9 @@
     gdn2_scan: e = m b k, z = m w v, then delta_scan:
     S_t = (I - k_t e_t^T) Diag(exp g_t) S_{t-1} + k_t z_t^T          o_t = scale * S_t^T q_t
 
-Paths built here: `reference` (token by token, the truth) and `chunked` (plain torch, any device). `auto` takes the
-faster one by length alone, so that equal shapes always give equal bits. The values of gates and mask are not checked.
+Paths built here: `reference` (token by token, the truth), `chunked` (plain torch, any device) and `triton` (GPUs).
+`auto` takes triton on a GPU that it runs on, elsewhere the faster one by length alone: equal shapes give equal bits.
+The values of gates and mask are not checked.
 
 | symbol | shape | range |
 |---|---|---|
@@ -19,6 +20,7 @@ faster one by length alone, so that equal shapes always give equal bits. The val
 from __future__ import annotations
 
 from itertools import pairwise
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -27,15 +29,17 @@ from tsgdn2.kernels import chunked, reference
 from tsgdn2.kernels.contract import (
     check_inputs,
     check_mask,
+    check_offsets,
     check_slots,
     check_tensor,
-    checked_bounds,
     checked_scale,
     state_dtype,
 )
+from tsgdn2.kernels.gpu.device import refusal
 from tsgdn2.kernels.step import delta_step
 
-BACKENDS = ("auto", "reference", "chunked")
+BACKENDS = ("auto", "reference", "chunked", "triton")
+WIDEST = 256  # K and V of the Triton path
 CHUNKED_FROM = 16  # tokens; shorter scans are faster token by token (README, measured)
 _LARGE = 1 << 14
 
@@ -63,10 +67,7 @@ def gdn2_scan(
     """
     check_inputs("BTH", {"q": q, "k": k, "v": v, "g": g, "b": b, "w": w})
     check_mask(mask, "B,T", q)
-    dtype = v.dtype
-    q, k, e, z = _gated(q, k, v, b, w, mask)
-    o, final_state = _scan(q, k, e, z, g, scale, initial_state, cu_seqlens, backend)
-    return o.to(dtype), final_state
+    return _scan(q, k, b, v, w, g, mask, scale, initial_state, cu_seqlens, backend)
 
 
 def delta_scan(
@@ -87,7 +88,7 @@ def delta_scan(
     Source: math.md 1 (table of mixers).
     """
     check_inputs("BTH", {"q": q, "k": k, "e": e, "z": z, "g": g})
-    return _scan(q, k, e, z, g, scale, initial_state, cu_seqlens, backend)
+    return _scan(q, k, e, z, None, g, None, scale, initial_state, cu_seqlens, backend)
 
 
 @torch.no_grad()
@@ -120,7 +121,11 @@ def gdn2_step(
     check_tensor("pool", pool, "S,H,K,V", (len(pool), *k.shape[1:], v.shape[2]), (state_dtype(q.dtype),), q.device)
     check_slots(slots, len(q), pool)
     number = checked_scale(scale, q.shape[-1])
-    _check_backend(backend, ("auto", "reference"))
+    if _path(backend, ("auto", "reference", "triton"), q, v.shape[-1]) == "triton":
+        recurrent = _gpu().recurrent
+        step = recurrent.recurrent_step if torch.compiler.is_compiling() else recurrent.step
+        o: Tensor = step(pool, slots, q, k, v, g, b, w, mask=mask, scale=number)
+        return o
     q, k, e, z = _gated(q, k, v, b, w, mask)
     return delta_step(pool, slots, q, k, e, z, g, scale=number).to(v.dtype)
 
@@ -128,30 +133,47 @@ def gdn2_step(
 def _scan(
     q: Tensor,
     k: Tensor,
-    e: Tensor,
-    z: Tensor,
+    erase: Tensor,
+    v: Tensor,
+    write: Tensor | None,
     g: Tensor,
+    mask: Tensor | None,
     scale: float | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """Check what both scans share and run the chosen path."""
+    """Check what both scans share and run the chosen path; with `write` None, erase is e and v is z."""
     B, T, H, K = q.shape
+    V = v.shape[-1]
     number = checked_scale(scale, K)
-    bounds = checked_bounds(cu_seqlens, q)
-    _check_backend(backend, BACKENDS)
-    sequences, letters = (B, "B,H,K,V") if bounds is None else (len(bounds) - 1, "N,H,K,V")
+    check_offsets(cu_seqlens, q)
+    path = _path(backend, BACKENDS, q, V)
+    sequences, letters = (B, "B,H,K,V") if cu_seqlens is None else (len(cu_seqlens) - 1, "N,H,K,V")
     dtype = state_dtype(q.dtype)
     if initial_state is None:
-        initial_state = q.new_zeros(sequences, H, K, z.shape[-1], dtype=dtype)
-    check_tensor("initial_state", initial_state, letters, (sequences, H, K, z.shape[-1]), (dtype,), q.device)
+        initial_state = q.new_zeros(sequences, H, K, V, dtype=dtype)
+    check_tensor("initial_state", initial_state, letters, (sequences, H, K, V), (dtype,), q.device)
     if T == 0:
-        return torch.zeros_like(z), initial_state.clone()
+        return torch.zeros_like(v), initial_state.clone()
+    if path == "triton" and (mask is None or not mask.requires_grad):
+        scan = _gpu().scan_forward
+        weights = None if mask is None else mask.to(torch.float32).contiguous()
+        tokens = [None if x is None else x.contiguous() for x in (q, k, erase, v, write, g)]
+        o, final_state, _, _ = scan(*tokens, weights, initial_state.contiguous(), cu_seqlens, number)
+        return o, final_state
+    out_dtype = v.dtype
+    if write is not None:
+        q, k, erase, v = _gated(q, k, v, erase, write, mask)
+    if path == "triton":  # a mask with a gradient: the gates are applied above, where autograd sees them
+        o, final_state = _scan(q, k, erase, v, None, g, None, number, initial_state, cu_seqlens, backend)
+        return o.to(out_dtype), final_state
+    bounds = None if cu_seqlens is None else cu_seqlens.tolist()
     longest = T if bounds is None else max(b - a for a, b in pairwise(bounds))
-    by_chunks = backend == "chunked" or (backend == "auto" and longest >= CHUNKED_FROM)
-    path = chunked.delta_scan if by_chunks else reference.delta_scan
-    return path(q, k, e, z, g, scale=number, initial_state=initial_state, bounds=bounds)
+    by_chunks = path == "chunked" or (path == "auto" and longest >= CHUNKED_FROM)
+    run = chunked.delta_scan if by_chunks else reference.delta_scan
+    o, final_state = run(q, k, erase, v, g, scale=number, initial_state=initial_state, bounds=bounds)
+    return o.to(out_dtype), final_state
 
 
 def _gated(
@@ -179,6 +201,26 @@ def _finite(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.numel() >= _LARGE and bool(torch.isfinite(x.detach().sum()))
 
 
-def _check_backend(backend: str, allowed: tuple[str, ...]) -> None:
+def _path(backend: str, allowed: tuple[str, ...], q: Tensor, V: int) -> str:
+    """The backend asked for, or `triton` for auto wherever it can run; raises ValueError where it cannot."""
     if backend not in allowed:
-        raise ValueError(f"backend must be one of {', '.join(allowed)} (those available here); got {backend!r}")
+        raise ValueError(f"backend must be one of {', '.join(allowed)}; got {backend!r}")
+    if backend != "triton" and (backend != "auto" or q.device.type != "cuda"):
+        return backend
+    reason = refusal(q.device)
+    if reason is None and q.dtype == torch.float64:
+        reason = "q must be float32, bfloat16 or float16 for it, got float64; use backend='chunked' or convert"
+    if reason is None and max(q.shape[-1], V) > WIDEST:
+        reason = f"K and V must be at most {WIDEST} for it, got {q.shape[-1]} and {V}; use backend='chunked'"
+    if reason is None:
+        return "triton"
+    if backend == "triton":
+        raise ValueError(f"backend 'triton' cannot run here: {reason}")
+    return "auto"
+
+
+def _gpu() -> ModuleType:
+    """The Triton path, imported where it first runs: a second that a machine without a GPU need not wait."""
+    from tsgdn2.kernels.gpu import scan
+
+    return scan

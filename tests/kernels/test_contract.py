@@ -43,8 +43,8 @@ WRONG_SCAN = [
     ("initial_state", torch.rand(B, H, V, K), r"\(2, 3, 4, 6\)"),
     ("initial_state", torch.rand(B, H, K, V).double(), "torch.float32"),
     ("cu_seqlens", torch.tensor([0, T]), "B = 1; got B = 2"),
-    ("backend", "triton", "reference, chunked .those available here.; got 'triton'"),
-    ("backend", "native", "got 'native'"),
+    ("backend", "triton", "backend 'triton' cannot run here: it needs tensors on a GPU, these are on cpu"),
+    ("backend", "native", "one of auto, reference, chunked, triton; got 'native'"),
     ("backend", "fast", "got 'fast'"),
 ]
 
