@@ -90,13 +90,15 @@ def check_offsets(cu_seqlens: object, q: Tensor) -> None:
     """Raise ValueError unless cu_seqlens is None, or offsets [N+1] that cut T tokens of one row into N sequences."""
     if cu_seqlens is None:
         return
-    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or len(cu_seqlens) < 2:
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
         came = tuple(cu_seqlens.shape) if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
         raise ValueError(f"cu_seqlens must be a tensor [N+1] of offsets, N >= 1; got {came}")
     if cu_seqlens.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"cu_seqlens must have dtype torch.int32 or torch.int64; got {cu_seqlens.dtype}")
     if q.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs sequences packed in one row, B = 1; got B = {q.shape[0]}")
+    if torch.compiler.is_compiling():  # not even a text may be made of a size, or every size is compiled anew
+        return
     if _unread(cu_seqlens, f"cut {q.shape[1]}"):
         bounds: list[int] = cu_seqlens.tolist()
         if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(b < a for a, b in pairwise(bounds)):
@@ -108,7 +110,7 @@ def check_slots(slots: object, rows: int, pool: Tensor) -> None:
     """Raise ValueError unless slots are distinct rows of the pool, one per token."""
     check_tensor("slots", slots, "N", (rows,), (torch.int64, torch.int32), pool.device)
     assert isinstance(slots, Tensor)
-    if not _unread(slots, f"pool {len(pool)}"):
+    if torch.compiler.is_compiling() or not _unread(slots, f"pool {len(pool)}"):
         return
     chosen: list[int] = slots.tolist()
     if chosen and not 0 <= min(chosen) <= max(chosen) < len(pool):
@@ -126,10 +128,8 @@ def _unread(x: Tensor, purpose: str) -> bool:
     """Whether the values of x should be read now.
 
     Reading them from a GPU waits for it, so a tensor that was found right and has not changed is not read again, and
-    nothing can be read while a graph is traced or captured.
+    nothing can be read while a graph is captured.
     """
-    if torch.compiler.is_compiling():
-        return False
     if x.device.type == "cpu":
         return True
     if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():

@@ -123,8 +123,11 @@ def gdn2_step(
     number = checked_scale(scale, q.shape[-1])
     if _path(backend, ("auto", "reference", "triton"), q, v.shape[-1]) == "triton":
         recurrent = _gpu().recurrent
-        step = recurrent.recurrent_step if torch.compiler.is_compiling() else recurrent.step
-        o: Tensor = step(pool, slots, q, k, v, g, b, w, mask=mask, scale=number)
+        if torch.compiler.is_compiling():
+            traced: Tensor = recurrent.recurrent_step(pool, slots, q, k, v, g, b, w, mask=mask, scale=number)
+            return traced
+        o: Tensor = recurrent.step(pool, slots, q, k, v, g, b, w, mask=mask, scale=number)
+        torch.autograd.graph.increment_version(pool)  # what was saved of it for a backward is no longer there
         return o
     q, k, e, z = _gated(q, k, v, b, w, mask)
     return delta_step(pool, slots, q, k, e, z, g, scale=number).to(v.dtype)
@@ -149,13 +152,15 @@ def _scan(
     number = checked_scale(scale, K)
     check_offsets(cu_seqlens, q)
     path = _path(backend, BACKENDS, q, V)
-    sequences, letters = (B, "B,H,K,V") if cu_seqlens is None else (len(cu_seqlens) - 1, "N,H,K,V")
+    sequences, letters = (B, "B,H,K,V") if cu_seqlens is None else (cu_seqlens.shape[0] - 1, "N,H,K,V")
     dtype = state_dtype(q.dtype)
     if initial_state is None:
         initial_state = q.new_zeros(sequences, H, K, V, dtype=dtype)
     check_tensor("initial_state", initial_state, letters, (sequences, H, K, V), (dtype,), q.device)
     if T == 0:
         return torch.zeros_like(v), initial_state.clone()
+    if path == "triton" and cu_seqlens is not None and cu_seqlens.device != q.device:
+        raise ValueError(f"cu_seqlens must be on {q.device}, where q is; got {cu_seqlens.device}; move it with .to()")
     if path == "triton" and (mask is None or not mask.requires_grad):
         scan = _gpu().scan_forward
         weights = None if mask is None else mask.to(torch.float32).contiguous()

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 
 FAMILIES = ("sm_80", "sm_86", "sm_90", "sm_100", "gfx942")
-OLDEST = (3, 6)  # the first release whose layouts of transposed operands are right on Hopper without avoiding them
+OLDEST = (3, 6)  # releases before it are wrong on Hopper in more ways than these kernels avoid (README, On GPUs)
 
 
 def interpreted() -> bool:

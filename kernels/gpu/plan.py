@@ -53,7 +53,7 @@ class Plan(NamedTuple):
         if cu_seqlens is None:
             count, sequences, spans, first = B * per_sequence, B, None, None
         else:
-            sequences = len(cu_seqlens) - 1
+            sequences = cu_seqlens.shape[0] - 1
             count = T // CHUNK + sequences  # never less than the chunks there are; the rest exit at once
             spans, first = _chunk_table(cu_seqlens, count)
         size = q.element_size()
@@ -95,7 +95,7 @@ def _chunk_table(cu_seqlens: Tensor, count: int) -> tuple[Tensor, Tensor]:
     bounds = cu_seqlens.to(torch.int64)
     first = torch.nn.functional.pad(((bounds.diff() + CHUNK - 1) // CHUNK).cumsum(0), (1, 0))
     number = torch.arange(count, device=bounds.device)
-    sequence = torch.searchsorted(first[1:], number, right=True).clamp_(max=len(bounds) - 2)
+    sequence = torch.searchsorted(first[1:], number, right=True).clamp_(max=bounds.shape[0] - 2)
     begin = bounds[sequence] + CHUNK * (number - first[sequence])
     rows = torch.where(number < first[-1], bounds[sequence + 1] - begin, 0).clamp_(0, CHUNK)
     return torch.stack([begin, rows], 1).contiguous(), first

@@ -208,7 +208,7 @@ def scan_backward(
 
 def is_short(q: Tensor, cu_seqlens: Tensor | None) -> bool:
     """Whether sequences hold at most SHORT tokens, on average when they are packed: shapes alone decide."""
-    sequences = q.shape[0] if cu_seqlens is None else len(cu_seqlens) - 1
+    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return q.shape[0] * q.shape[1] <= SHORT * sequences
 
 
@@ -228,7 +228,7 @@ def _scan_shapes(
     sizes = [0]
     if not is_short(q, cu_seqlens):
         B, T, H, _ = q.shape
-        count = B * triton.cdiv(T, CHUNK) if cu_seqlens is None else T // CHUNK + len(cu_seqlens) - 1
+        count = B * triton.cdiv(T, CHUNK) if cu_seqlens is None else T // CHUNK + cu_seqlens.shape[0] - 1
         sizes = [count, H, CHUNK, CHUNK]
     return torch.empty_like(v), torch.empty_like(initial_state), q.new_empty(sizes), q.new_empty(sizes)
 
@@ -243,11 +243,14 @@ def _gradient_shapes(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.scale = inputs
     ctx.save_for_backward(*tensors, *output[2:])
+    ctx.set_materialize_grads(False)  # A and P have none, and are as large as any
 
 
-def _differentiate(ctx: Any, do: Tensor, dfinal: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, do: Tensor | None, dfinal: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     *tensors, A, P = ctx.saved_tensors
-    dq, dk, de, dv, dw, dg, dinitial = scan_backward(*tensors, ctx.scale, A, P, do.contiguous(), dfinal.contiguous())
+    do = torch.zeros_like(tensors[3]) if do is None else do.contiguous()
+    dfinal = torch.zeros_like(tensors[7]) if dfinal is None else dfinal.contiguous()
+    dq, dk, de, dv, dw, dg, dinitial = scan_backward(*tensors, ctx.scale, A, P, do, dfinal)
     return dq, dk, de, dv, None if tensors[4] is None else dw, dg, None, dinitial, None, None
 
 

@@ -59,8 +59,8 @@ CASES = (
 )
 MATRIX: dict[str, bool] = {}
 """Kernels, by name, that are meant for matrix units or are not; of the others a tl.dot says so."""
-SOURCES = ("arithmetic", "blocks", "chunks", "device", "launches", "outputs", "plan", "recurrent", "scan", "states")
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+SOURCES = ("arithmetic", "blocks", "chunks", "outputs", "recurrent", "states")
+TARGETS = tuple(ARCHITECTURES)
 COLUMNS = ("case", "target", "kernel", "tile", "warps", "stages", "registers", "spilled", "shared KiB", "blocks",
            "matrix instructions", "verdict")  # fmt: skip
 
@@ -114,12 +114,22 @@ def record_of(row: Row) -> dict[str, object]:
 
 
 def sources() -> str:
-    """A digest of the code that decides what is compiled, comments and layout aside: a table holds for one of these."""
-    here = Path(__file__).parent
+    """A digest of the kernels and of every launch of CASES: what is compiled, and what a table holds for."""
     digest = hashlib.sha256()
     for name in SOURCES:
-        digest.update(ast.dump(ast.parse((here / f"{name}.py").read_text(encoding="utf-8"))).encode())
+        for node in ast.walk(ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and "triton.jit" in map(ast.unparse, _decorators(node)):
+                digest.update(ast.dump(node).encode())
+    for architecture in TARGETS:
+        for case in CASES:
+            for call in calls(case, architecture):
+                given = {name: getattr(x, "dtype", x) for name, x in call.arguments.items()}
+                digest.update(f"{architecture} {call.kernel.fn.__name__} {call.launch} {given}".encode())
     return digest.hexdigest()[:16]
+
+
+def _decorators(node: ast.FunctionDef) -> list[ast.expr]:
+    return [x.func if isinstance(x, ast.Call) else x for x in node.decorator_list]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

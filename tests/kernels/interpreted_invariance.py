@@ -15,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tsgdn2.kernels.ops import delta_scan, gdn2_scan
+from tsgdn2.kernels.ops import delta_scan, gdn2_scan, gdn2_step
 
 BACKEND = "triton"
 UNSHRUNK = (Phase.explicit, Phase.reuse, Phase.generate)  # an example takes seconds: none is shrunk
@@ -234,3 +234,46 @@ def test_inputs_that_the_kernels_do_not_take_are_refused_with_advice() -> None:
         scan(wide)
     with pytest.raises(ValueError, match="256"):
         scan(stream(20, K=272))
+
+
+def test_one_graph_serves_every_number_of_tokens_and_of_packed_sequences() -> None:
+    frames = []
+
+    def count(graph: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        frames.append(graph)
+        return graph.forward
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, g: Tensor, b: Tensor, w: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return gdn2_scan(q, k, v, g, b, w, cu_seqlens=cu_seqlens, backend=BACKEND)[0]
+
+    compiled = torch.compile(packed, backend=count, dynamic=True, fullgraph=True)
+    for lengths in ((20, 30), (20, 30, 40), (33, 60, 7, 21)):
+        bounds = torch.tensor([0, *lengths]).cumsum(0)
+        inputs = stream(int(bounds[-1]), N=len(lengths))
+        tokens = [inputs[name] for name in TOKENS]
+        assert torch.equal(compiled(*tokens, bounds), packed(*tokens, bounds))
+    assert len(frames) == 1
+
+
+def test_a_step_is_seen_by_what_saved_the_pool() -> None:
+    inputs = stream(2)
+    pool = torch.zeros(3, 1, 16, 32)
+    weight = torch.ones_like(pool).requires_grad_()
+    loss = (pool * weight).sum()
+    row = [inputs[name][0] for name in TOKENS]
+    gdn2_step(pool, torch.tensor([2, 0]), *row, backend=BACKEND)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("read", ["outputs", "final state"])
+def test_what_no_gradient_reaches_costs_none_and_changes_none(read: str) -> None:
+    inputs = {name: x.requires_grad_() for name, x in stream(20).items() if name in TOKENS}
+    both = gdn2_scan(**inputs, backend=BACKEND)
+    alone = torch.autograd.grad(both[read == "final state"].sum(), list(inputs.values()), allow_unused=True)
+    both = gdn2_scan(**inputs, backend=BACKEND)
+    zero = both[read == "outputs"].sum() * 0
+    together = torch.autograd.grad(both[read == "final state"].sum() + zero, list(inputs.values()))
+    for a, b in zip(alone, together, strict=True):
+        assert a is not None
+        assert torch.equal(a, b)
