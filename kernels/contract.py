@@ -97,46 +97,46 @@ def check_offsets(cu_seqlens: object, q: Tensor) -> None:
         raise ValueError(f"cu_seqlens must have dtype torch.int32 or torch.int64; got {cu_seqlens.dtype}")
     if q.shape[0] != 1:
         raise ValueError(f"cu_seqlens needs sequences packed in one row, B = 1; got B = {q.shape[0]}")
-    if torch.compiler.is_compiling():  # not even a text may be made of a size, or every size is compiled anew
-        return
-    if _unread(cu_seqlens, f"cut {q.shape[1]}"):
+    if _unread(cu_seqlens, "tokens", q.shape[1]):
         bounds: list[int] = cu_seqlens.tolist()
         if bounds[0] != 0 or bounds[-1] != q.shape[1] or any(b < a for a, b in pairwise(bounds)):
             raise ValueError(f"cu_seqlens must start at 0, never fall, and end at T = {q.shape[1]}; got {bounds}")
-        _remember(cu_seqlens, f"cut {q.shape[1]}")
+        _remember(cu_seqlens, "tokens", q.shape[1])
 
 
 def check_slots(slots: object, rows: int, pool: Tensor) -> None:
     """Raise ValueError unless slots are distinct rows of the pool, one per token."""
     check_tensor("slots", slots, "N", (rows,), (torch.int64, torch.int32), pool.device)
     assert isinstance(slots, Tensor)
-    if torch.compiler.is_compiling() or not _unread(slots, f"pool {len(pool)}"):
+    if not _unread(slots, "pool", pool.shape[0]):
         return
     chosen: list[int] = slots.tolist()
     if chosen and not 0 <= min(chosen) <= max(chosen) < len(pool):
         raise ValueError(f"slots must lie in [0, {len(pool)}), the rows of pool; got {chosen}")
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"slots must be unique, one token per state and call; got {chosen}")
-    _remember(slots, f"pool {len(pool)}")
+    _remember(slots, "pool", pool.shape[0])
 
 
-_read: MutableMapping[Tensor, tuple[int, str]] = WeakIdKeyDictionary()
-"""The version at which a tensor of a GPU was last read and found right, and for what."""
+_read: MutableMapping[Tensor, tuple[int, str, int]] = WeakIdKeyDictionary()
+"""The version at which a tensor of a GPU was last read and found right, for what, and of which size."""
 
 
-def _unread(x: Tensor, purpose: str) -> bool:
+def _unread(x: Tensor, purpose: str, size: int) -> bool:
     """Whether the values of x should be read now.
 
     Reading them from a GPU waits for it, so a tensor that was found right and has not changed is not read again, and
-    nothing can be read while a graph is captured.
+    nothing can be read while a graph is traced or captured (and a size that is looked at would be compiled in).
     """
+    if torch.compiler.is_compiling():
+        return False
     if x.device.type == "cpu":
         return True
     if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return False
-    return x.is_inference() or _read.get(x) != (x._version, purpose)
+    return x.is_inference() or _read.get(x) != (x._version, purpose, size)
 
 
-def _remember(x: Tensor, purpose: str) -> None:
+def _remember(x: Tensor, purpose: str, size: int) -> None:
     if x.device.type != "cpu" and not x.is_inference():
-        _read[x] = (x._version, purpose)
+        _read[x] = (x._version, purpose, size)

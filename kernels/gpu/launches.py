@@ -62,6 +62,11 @@ def record() -> Iterator[list[Call]]:
         _recorded.reset(token)
 
 
+def padded(size: int) -> int:
+    """The power of two, 16 at least, that holds `size` channels: what a product and a range can be of."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
 def choose(kernel: str, family: str, size: int, K: int, V: int) -> Launch:
     """The table's row for a kernel on a device family, `size` bytes per element; the first that matches.
 
@@ -74,8 +79,7 @@ def choose(kernel: str, family: str, size: int, K: int, V: int) -> Launch:
             and (sizes is None or size in sizes)
             and (largest is None or widest <= largest)
         ):
-            needed = max(16, 1 << (widest - 1).bit_length())
-            return launch._replace(tile=min(launch.tile, needed))
+            return launch._replace(tile=min(launch.tile, padded(widest)))
     raise AssertionError(f"the launch table of {kernel} has no row for {family}")
 
 

@@ -13,12 +13,25 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tsgdn2.kernels.gpu import blocks, chunks, outputs, states
+from tsgdn2.kernels.gpu import arithmetic, blocks, chunks, outputs, states
 from tsgdn2.kernels.gpu.device import interpreted, precision
-from tsgdn2.kernels.gpu.launches import Launch, choose
+from tsgdn2.kernels.gpu.launches import Launch, choose, padded
 
-CHUNK, SUBBLOCKS = 64, 4
+CHUNK = arithmetic.CHUNK.value
+SUBBLOCKS = CHUNK // arithmetic.BLOCK.value
 DOT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+def sequence_count(q: Tensor, cu_seqlens: Tensor | None) -> int:
+    """How many sequences q [B,T,H,K] holds."""
+    return q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+
+
+def chunk_count(q: Tensor, cu_seqlens: Tensor | None) -> int:
+    """Chunks there is room for: of packed sequences as many as there can be; a program without one ends at once."""
+    B, T, _, _ = q.shape
+    packed = cu_seqlens is not None
+    return T // CHUNK + sequence_count(q, cu_seqlens) if packed else B * int(triton.cdiv(T, CHUNK))
 
 
 class Plan(NamedTuple):
@@ -47,19 +60,15 @@ class Plan(NamedTuple):
     @classmethod
     def of(cls, q: Tensor, v: Tensor, cu_seqlens: Tensor | None, name: str) -> Plan:
         """The plan for q [B,T,H,K] and v [B,T,H,V] on a device of this family."""
-        B, T, H, K = q.shape
+        _, T, H, K = q.shape
         V = v.shape[-1]
         per_sequence = triton.cdiv(T, CHUNK)
-        if cu_seqlens is None:
-            count, sequences, spans, first = B * per_sequence, B, None, None
-        else:
-            sequences = cu_seqlens.shape[0] - 1
-            count = T // CHUNK + sequences  # never less than the chunks there are; the rest exit at once
-            spans, first = _chunk_table(cu_seqlens, count)
+        count = chunk_count(q, cu_seqlens)
+        spans, first = (None, None) if cu_seqlens is None else _chunk_table(cu_seqlens, count)
         size = q.element_size()
         return cls(
             count,
-            sequences,
+            sequence_count(q, cu_seqlens),
             spans,
             first,
             {"T": T, "per_sequence": per_sequence, "H": H, "PACKED": cu_seqlens is not None},
@@ -74,7 +83,7 @@ class Plan(NamedTuple):
 
     def slice(self, launch: Launch) -> int:
         """Keys of the state that one product takes."""
-        return min(launch.rows, max(16, 1 << (self.keys - 1).bit_length()))
+        return min(launch.rows, padded(self.keys))
 
 
 KERNELS = {

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tsgdn2.kernels.gpu.launches import Launch, run
+from tsgdn2.kernels.gpu.launches import Launch, padded, run
 
 # Keyed by K padded to a power of two. A step waits for memory, so what counts is bytes in flight per multiprocessor.
 # Triton gives a thread 16 bytes along V and lays the threads of a warp along V first, then along K: a tile of 32 is 8
@@ -214,9 +214,8 @@ def _launch(
     scale: float,
 ) -> Tensor:
     H, K, V = q.shape[-2], q.shape[-1], v.shape[-1]
-    padded = max(16, triton.next_power_of_2(K))
-    launch = table[padded]
-    launch = launch._replace(tile=min(launch.tile, max(16, triton.next_power_of_2(V))))
+    launch = table[padded(K)]
+    launch = launch._replace(tile=min(launch.tile, padded(V)))
     o = v.new_empty(v.shape)
     inputs = {
         "slots": slots, "bounds": bounds, "q": q, "k": k, "erase": erase, "v": v, "write": write, "g": g, "mask": mask,
@@ -225,7 +224,7 @@ def _launch(
         **{name: None if x is None else x.contiguous() for name, x in inputs.items()},
         "initial": initial, "final": final, "o": o, "scale": scale, "T": T, "H": H,
         "initial_stride": initial.stride(0), "final_stride": final.stride(0),
-        "K": K, "V": V, "BK": padded, "TILE": launch.tile, "ONE": slots is not None,
+        "K": K, "V": V, "BK": padded(K), "TILE": launch.tile, "ONE": slots is not None,
     }  # fmt: skip
     run(recurrent, sequences * H * triton.cdiv(V, launch.tile), launch, arguments)
     return o

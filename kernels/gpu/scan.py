@@ -20,7 +20,7 @@ from torch import Tensor
 from tsgdn2.kernels.gpu import recurrent
 from tsgdn2.kernels.gpu.device import family
 from tsgdn2.kernels.gpu.launches import run
-from tsgdn2.kernels.gpu.plan import CHUNK, KERNELS, SUBBLOCKS, Plan
+from tsgdn2.kernels.gpu.plan import CHUNK, KERNELS, SUBBLOCKS, Plan, chunk_count, sequence_count
 
 SHORT = 16  # tokens; at most one sub-block, most of a chunk's products would be with padding
 
@@ -208,8 +208,7 @@ def scan_backward(
 
 def is_short(q: Tensor, cu_seqlens: Tensor | None) -> bool:
     """Whether sequences hold at most SHORT tokens, on average when they are packed: shapes alone decide."""
-    sequences = q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    return q.shape[0] * q.shape[1] <= SHORT * sequences
+    return q.shape[0] * q.shape[1] <= SHORT * sequence_count(q, cu_seqlens)
 
 
 def _scan_shapes(
@@ -225,11 +224,7 @@ def _scan_shapes(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     del k, erase, write, g, mask, scale
-    sizes = [0]
-    if not is_short(q, cu_seqlens):
-        B, T, H, _ = q.shape
-        count = B * triton.cdiv(T, CHUNK) if cu_seqlens is None else T // CHUNK + cu_seqlens.shape[0] - 1
-        sizes = [count, H, CHUNK, CHUNK]
+    sizes = [0] if is_short(q, cu_seqlens) else [chunk_count(q, cu_seqlens), q.shape[2], CHUNK, CHUNK]
     return torch.empty_like(v), torch.empty_like(initial_state), q.new_empty(sizes), q.new_empty(sizes)
 
 
