@@ -9,11 +9,30 @@ READY := $(VENV)/.ready
 PINNED_TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
+NATIVE := $(VENV)/.native
+LIBRARY := kernels/native/_native.so
+SOURCES := $(wildcard kernels/native/*.cpp)
+HEADERS := $(wildcard kernels/native/*.h kernels/native/*.hpp)
+COMPILE := $(BIN)/python -W ignore setup.py --quiet build_ext --inplace
+
+# What `make test-sanitized` compiles for itself, what must be in the process before Python is, and what is tested: not
+# what starts processes of its own with another library, nor what only compiles graphs.
+SANITIZED := build/sanitized
+SANITIZE := -O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all
+PRELOAD = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
+SANITIZED_TESTS := $(filter-out %_process.py %_graphs.py,$(wildcard tests/kernels/test_native*.py))
+
+# What is tested where nothing could be compiled: all of the kernels but what needs a library or is slow, and a model.
+PLAIN := build/plain
+PLAIN_TESTS := $(filter-out tests/kernels/test_native% tests/kernels/test_targets.py tests/kernels/test_triton%, \
+	$(wildcard tests/kernels/test_*.py)) tests/tsgdn2/test_online_audit.py
+
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format clean
+.PHONY: help install native quickstart test test-without-compiler test-sanitized sanitized-best sanitized-baseline \
+	lint format clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit( \
@@ -28,13 +47,56 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[4/4] $(VENV) is ready"
 	@touch $(READY)
 
-install: $(READY)  ## create .venv with the pinned packages, nothing else
+# The install above has compiled the library already; this is for sources that changed since. Where it cannot be
+# compiled, the stamp says that it was tried, and the scans run in torch.
+$(NATIVE): setup.py $(SOURCES) $(HEADERS) | $(READY)
+	@if [ ! -e $(LIBRARY) ] || [ -n "$$(find $^ -newer $(LIBRARY))" ]; then $(COMPILE); fi
+	@touch $(NATIVE)
 
-quickstart: $(READY)  ## train, backtest, stream and audit on the New York weather; about three minutes
+install: $(NATIVE)  ## create .venv with the pinned packages, nothing else
+
+native: $(READY)  ## compile kernels/native in place, and say what this machine can run of it
+	@$(COMPILE)
+	@$(BIN)/python -c "from tsgdn2.kernels.native import library as native; \
+		exit(native.refusal() or print('native targets:', *native.targets()))"
+	@touch $(NATIVE)
+
+quickstart: $(NATIVE)  ## train, backtest, stream and audit on the New York weather; about three minutes
 	@$(BIN)/tsgdn2 quickstart $(QUICKSTART_ARGS)
 
-test: $(READY)  ## run every test
+test: $(NATIVE)  ## run every test
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-without-compiler: $(READY)  ## install where no compiler is on PATH, and test that install on the torch path
+	@rm -rf $(PLAIN) && mkdir -p $(PLAIN)/empty
+	@$(BIN)/python -W ignore -c "import setuptools.build_meta as backend; backend.build_sdist('$(PLAIN)')" \
+		>$(PLAIN)/log 2>&1 || { cat $(PLAIN)/log; false; }
+	@env -u CC -u CXX PATH=$(CURDIR)/$(PLAIN)/empty $(abspath $(BIN))/python -m pip install --disable-pip-version-check \
+		--quiet --no-deps --no-build-isolation --target $(PLAIN)/site $(PLAIN)/*.tar.gz
+	@test -e $(PLAIN)/site/tsgdn2/$(dir $(LIBRARY))library.py && test ! -e $(PLAIN)/site/tsgdn2/$(LIBRARY)
+	@env -u CC -u CXX PATH=$(CURDIR)/$(PLAIN)/empty PYTHONPATH=$(CURDIR)/$(PLAIN)/site PYTHONSAFEPATH=1 \
+		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider $(PLAIN_TESTS) $(PYTEST_ARGS)
+
+ifneq ($(shell command -v $(CXX) 2>/dev/null),)
+test-sanitized: sanitized-best sanitized-baseline  ## run the native tests under address and undefined-behaviour sanitizers
+
+sanitized-baseline: export TSGDN2_NATIVE_TARGET := baseline
+
+# One thread but where a test asks for more: make runs both at once under --jobs.
+sanitized-best sanitized-baseline: $(READY) $(SANITIZED)/_native.so
+	@LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 TSGDN2_NATIVE=$(CURDIR)/$(SANITIZED)/_native.so \
+		$(BIN)/python -m pytest -q -p no:cacheprovider $(SANITIZED_TESTS) $(PYTEST_ARGS)
+
+$(SANITIZED)/_native.so: $(SOURCES:kernels/native/%.cpp=$(SANITIZED)/%.o)
+	@$(CXX) -shared -pthread $(SANITIZE) -o $@ $^
+
+$(SANITIZED)/%.o: kernels/native/%.cpp $(HEADERS) Makefile
+	@mkdir -p $(SANITIZED)
+	@$(CXX) -std=c++17 -fPIC -pthread -ffp-contract=fast -fvisibility=hidden $(SANITIZE) -c -o $@ $<
+else
+test-sanitized:
+	@echo "no C++ compiler ($(CXX)) on PATH: nothing to sanitize"
+endif
 
 lint: $(READY)  ## ruff check, ruff format --check, mypy --strict
 	@$(BIN)/ruff check .
@@ -46,4 +108,4 @@ format: $(READY)  ## let ruff rewrite what it can
 	@$(BIN)/ruff format .
 
 clean:  ## remove .venv and the caches
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info $(LIBRARY) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -3,7 +3,8 @@
     <!-- table: etth1 -->   ...   <!-- end -->
 
 `python -m tsgdn2.evaluation.tables` rewrites the README of the current folder; a test fails while it is out of date.
-Rows of one name are one line: the mean over their seeds, with the smallest and the largest.
+Rows of one name are one line: the mean over their seeds, with the smallest and the largest. A column's source is a name
+among the values, or name@direction for rows of that direction alone.
 """
 
 from __future__ import annotations
@@ -28,20 +29,31 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "bytes of state": "bytes", "µs an observation, median": "median_us", "mean": "mean_us",
         "median / first row's": "median_over_first",
     },
+    "scan_cpu": {
+        "forward, ms": "median_ms@forward", "of its bound": "fraction_of_bound@forward",
+        "over ours": "times_ours@forward", "with backward, ms": "median_ms@forward + backward",
+        "of that bound": "fraction_of_bound@forward + backward", "over ours with it": "times_ours@forward + backward",
+        "2 threads over 1": "gain", "rate": "rate",
+    },
 }  # fmt: skip
+UNSEEDED = frozenset({"scan_cpu"})
+"""Tables whose figures depend on no seed: without the columns of seeds and processor seconds."""
 _MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(name: str, rows: Sequence[Row]) -> str:
-    """One Markdown table: what, size, the figures of TABLES, seeds, processor seconds."""
+    """One Markdown table: what, size, the figures of TABLES, and where they matter seeds and processor seconds."""
     columns = TABLES[name]
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_label(row), []).append(row)
-    head = ["", *columns, "seeds", "CPU-s"]
+    head = ["", *columns, *([] if name in UNSEEDED else ["seeds", "CPU-s"])]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for label, group in groups.items():
-        cells = [_figure([row.values[key] for row in group if key in row.values]) for key in columns.values()]
+        cells = [_figure(_values(group, source)) for source in columns.values()]
+        if name in UNSEEDED:
+            lines.append(f"| {label}{_refusal(group)} | " + " | ".join(cells) + " |")
+            continue
         seeds = ", ".join(str(row.seed) for row in group if row.seed is not None) or "-"
         spent = [row.cpu_seconds for row in group if row.cpu_seconds]
         lines.append(f"| {label} | " + " | ".join([*cells, seeds, f"{np.mean(spent):.0f}" if spent else "-"]) + " |")
@@ -58,6 +70,15 @@ def _label(row: Row) -> str:
     return f"{row.what}, {count:,} observations" if isinstance(count, int) else row.what
 
 
+def _values(rows: Sequence[Row], source: str) -> list[object]:
+    key, _, direction = source.partition("@")
+    return [row.values[key] for row in rows if key in row.values and direction in ("", row.shape.get("direction"))]
+
+
+def _refusal(rows: Sequence[Row]) -> str:
+    return " (cannot run here)" if all("error" in row.values for row in rows) else ""
+
+
 def _figure(values: Sequence[object]) -> str:
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     if not numbers:
@@ -67,7 +88,7 @@ def _figure(values: Sequence[object]) -> str:
 
 
 def _text(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+FEW = 256  # slots
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -110,11 +111,18 @@ def check_slots(slots: object, rows: int, pool: Tensor) -> None:
     assert isinstance(slots, Tensor)
     if not _unread(slots, "pool", pool.shape[0]):
         return
-    chosen: list[int] = slots.tolist()
-    if chosen and not 0 <= min(chosen) <= max(chosen) < len(pool):
-        raise ValueError(f"slots must lie in [0, {len(pool)}), the rows of pool; got {chosen}")
-    if len(set(chosen)) != len(chosen):
-        raise ValueError(f"slots must be unique, one token per state and call; got {chosen}")
+    if rows <= FEW:  # a list is quicker to look at than operators are to call
+        chosen: list[int] = slots.tolist()
+        inside = not chosen or 0 <= min(chosen) <= max(chosen) < len(pool)
+        unique = len(set(chosen)) == len(chosen)
+    else:
+        ordered = slots.sort().values
+        inside = 0 <= int(ordered[0]) <= int(ordered[-1]) < len(pool)
+        unique = bool((ordered[1:] != ordered[:-1]).all())
+    if not inside:
+        raise ValueError(f"slots must lie in [0, {len(pool)}), the rows of pool; got {slots.tolist()}")
+    if not unique:
+        raise ValueError(f"slots must be unique, one token per state and call; got {slots.tolist()}")
     _remember(slots, "pool", pool.shape[0])
 
 

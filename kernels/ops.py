@@ -3,9 +3,9 @@
     gdn2_scan: e = m b k, z = m w v, then delta_scan:
     S_t = (I - k_t e_t^T) Diag(exp g_t) S_{t-1} + k_t z_t^T          o_t = scale * S_t^T q_t
 
-Paths built here: `reference` (token by token, the truth), `chunked` (plain torch, any device) and `triton` (GPUs).
-`auto` takes triton on a GPU that it runs on, elsewhere the faster one by length alone: equal shapes give equal bits.
-The values of gates and mask are not checked.
+Paths: `reference` (token by token, the truth), `chunked` (plain torch, any device), `triton` (GPUs), `native` (CPUs).
+`auto` takes triton on a GPU that it runs on and native on a CPU; where they cannot run, the faster of the two in torch
+by length alone: equal shapes give equal bits. The values of gates and mask are not checked.
 
 | symbol | shape | range |
 |---|---|---|
@@ -36,9 +36,11 @@ from tsgdn2.kernels.contract import (
     state_dtype,
 )
 from tsgdn2.kernels.gpu.device import refusal
+from tsgdn2.kernels.native import scan as native
+from tsgdn2.kernels.native.library import announce
 from tsgdn2.kernels.step import delta_step
 
-BACKENDS = ("auto", "reference", "chunked", "triton")
+BACKENDS = ("auto", "reference", "chunked", "triton", "native")
 WIDEST = 256  # K and V of the Triton path
 CHUNKED_FROM = 16  # tokens; shorter scans are faster token by token (README, measured)
 _LARGE = 1 << 14
@@ -121,7 +123,14 @@ def gdn2_step(
     check_tensor("pool", pool, "S,H,K,V", (len(pool), *k.shape[1:], v.shape[2]), (state_dtype(q.dtype),), q.device)
     check_slots(slots, len(q), pool)
     number = checked_scale(scale, q.shape[-1])
-    if _path(backend, ("auto", "reference", "triton"), q, v.shape[-1]) == "triton":
+    path = _path(backend, ("auto", "reference", "triton", "native"), q, v.shape[-1])
+    if path == "native":
+        advance = native.native_step if torch.compiler.is_compiling() else native.step
+        read: Tensor = advance(pool, slots, q, k, v, g, b, w, mask, number)
+        if not torch.compiler.is_compiling():
+            torch.autograd.graph.increment_version(pool)  # what was saved of it for a backward is no longer there
+        return read.to(v.dtype)
+    if path == "triton":
         recurrent = _gpu().recurrent
         if torch.compiler.is_compiling():
             traced: Tensor = recurrent.recurrent_step(pool, slots, q, k, v, g, b, w, mask=mask, scale=number)
@@ -168,10 +177,17 @@ def _scan(
         o, final_state, _, _ = scan(*tokens, weights, initial_state.contiguous(), cu_seqlens, number)
         return o, final_state
     out_dtype = v.dtype
+    if path == "native" and (mask is None or not mask.requires_grad):
+        tokens = [None if x is None else x.to(dtype).contiguous() for x in (q, k, erase, v, write, g, mask)]
+        initial_state = initial_state.contiguous()
+        keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tokens, initial_state))
+        offsets = None if cu_seqlens is None else cu_seqlens.to(device=q.device, dtype=torch.int64).contiguous()
+        o, final_state, _, _ = native.native_forward(*tokens, initial_state, offsets, number, keep)
+        return o.to(out_dtype), final_state
     if write is not None:
         q, k, erase, v = _gated(q, k, v, erase, write, mask)
-    if path == "triton":  # a mask with a gradient: the gates are applied above, where autograd sees them
-        o, final_state = _scan(q, k, erase, v, None, g, None, number, initial_state, cu_seqlens, backend)
+    if path in ("triton", "native"):  # a mask with a gradient: the gates are applied above, where autograd sees them
+        o, final_state = _scan(q, k, erase, v, None, g, None, number, initial_state, cu_seqlens, path)
         return o.to(out_dtype), final_state
     bounds = None if cu_seqlens is None else cu_seqlens.tolist()
     longest = T if bounds is None else max(b - a for a, b in pairwise(bounds))
@@ -207,20 +223,30 @@ def _finite(x: Tensor) -> bool:
 
 
 def _path(backend: str, allowed: tuple[str, ...], q: Tensor, V: int) -> str:
-    """The backend asked for, or `triton` for auto wherever it can run; raises ValueError where it cannot."""
+    """The backend asked for; for auto the one made for q's device, or `auto` itself where that cannot run.
+
+    Raises ValueError where the one asked for cannot run.
+    """
     if backend not in allowed:
         raise ValueError(f"backend must be one of {', '.join(allowed)}; got {backend!r}")
-    if backend != "triton" and (backend != "auto" or q.device.type != "cuda"):
+    if backend == "native" or (backend == "auto" and q.device.type == "cpu"):
+        reason = native.refusal(q.device)
+        if reason is None:
+            return "native"
+        if backend == "auto" and not torch.compiler.is_compiling():
+            announce()
+    elif backend == "triton" or (backend == "auto" and q.device.type == "cuda"):
+        reason = refusal(q.device)
+        if reason is None and q.dtype == torch.float64:
+            reason = "q must be float32, bfloat16 or float16 for it, got float64; use backend='chunked' or convert"
+        if reason is None and max(q.shape[-1], V) > WIDEST:
+            reason = f"K and V must be at most {WIDEST} for it, got {q.shape[-1]} and {V}; use backend='chunked'"
+        if reason is None:
+            return "triton"
+    else:
         return backend
-    reason = refusal(q.device)
-    if reason is None and q.dtype == torch.float64:
-        reason = "q must be float32, bfloat16 or float16 for it, got float64; use backend='chunked' or convert"
-    if reason is None and max(q.shape[-1], V) > WIDEST:
-        reason = f"K and V must be at most {WIDEST} for it, got {q.shape[-1]} and {V}; use backend='chunked'"
-    if reason is None:
-        return "triton"
-    if backend == "triton":
-        raise ValueError(f"backend 'triton' cannot run here: {reason}")
+    if backend != "auto":
+        raise ValueError(f"backend {backend!r} cannot run here: {reason}")
     return "auto"
 
 
