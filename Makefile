@@ -23,6 +23,7 @@ PRELOAD = $(foreach name,asan ubsan stdc++,$(shell $(CXX) -print-file-name=lib$(
 SANITIZED_TESTS := $(filter-out %_process.py %_graphs.py,$(wildcard tests/kernels/test_native*.py))
 
 # What is tested where nothing could be compiled: all of the kernels but what needs a library or is slow, and a model.
+# On one thread, like what is sanitized: two that wait for a core which is not there are ten times slower (LOG.md).
 PLAIN := build/plain
 PLAIN_TESTS := $(filter-out tests/kernels/test_native% tests/kernels/test_targets.py tests/kernels/test_triton%, \
 	$(wildcard tests/kernels/test_*.py)) tests/tsgdn2/test_online_audit.py
@@ -74,18 +75,19 @@ test-without-compiler: $(READY)  ## install where no compiler is on PATH, and te
 	@env -u CC -u CXX PATH=$(CURDIR)/$(PLAIN)/empty $(abspath $(BIN))/python -m pip install --disable-pip-version-check \
 		--quiet --no-deps --no-build-isolation --target $(PLAIN)/site $(PLAIN)/*.tar.gz
 	@test -e $(PLAIN)/site/tsgdn2/$(dir $(LIBRARY))library.py && test ! -e $(PLAIN)/site/tsgdn2/$(LIBRARY)
-	@env -u CC -u CXX PATH=$(CURDIR)/$(PLAIN)/empty PYTHONPATH=$(CURDIR)/$(PLAIN)/site PYTHONSAFEPATH=1 \
+	@env -u CC -u CXX PATH=$(CURDIR)/$(PLAIN)/empty PYTHONPATH=$(CURDIR)/$(PLAIN)/site PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 \
 		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider $(PLAIN_TESTS) $(PYTEST_ARGS)
 
 ifneq ($(shell command -v $(CXX) 2>/dev/null),)
-test-sanitized: sanitized-best sanitized-baseline  ## run the native tests under address and undefined-behaviour sanitizers
+test-sanitized: sanitized-best sanitized-baseline  ## run the native tests under address and behaviour sanitizers
 
 sanitized-baseline: export TSGDN2_NATIVE_TARGET := baseline
 
-# One thread but where a test asks for more: make runs both at once under --jobs.
+# Both run at once under --jobs.
 sanitized-best sanitized-baseline: $(READY) $(SANITIZED)/_native.so
-	@LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 TSGDN2_NATIVE=$(CURDIR)/$(SANITIZED)/_native.so \
-		$(BIN)/python -m pytest -q -p no:cacheprovider $(SANITIZED_TESTS) $(PYTEST_ARGS)
+	@LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+		TSGDN2_NATIVE=$(CURDIR)/$(SANITIZED)/_native.so $(BIN)/python -m pytest -q -p no:cacheprovider \
+		$(SANITIZED_TESTS) $(PYTEST_ARGS)
 
 $(SANITIZED)/_native.so: $(SOURCES:kernels/native/%.cpp=$(SANITIZED)/%.o)
 	@$(CXX) -shared -pthread $(SANITIZE) -o $@ $^

@@ -125,7 +125,7 @@ def gdn2_step(
     number = checked_scale(scale, q.shape[-1])
     path = _path(backend, ("auto", "reference", "triton", "native"), q, v.shape[-1])
     if path == "native":
-        advance = native.native_step if torch.compiler.is_compiling() else native.step
+        advance = torch.ops.tsgdn2.native_step if torch.compiler.is_compiling() else native.step
         read: Tensor = advance(pool, slots, q, k, v, g, b, w, mask, number)
         if not torch.compiler.is_compiling():
             torch.autograd.graph.increment_version(pool)  # what was saved of it for a backward is no longer there
@@ -182,7 +182,7 @@ def _scan(
         initial_state = initial_state.contiguous()
         keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (*tokens, initial_state))
         offsets = None if cu_seqlens is None else cu_seqlens.to(device=q.device, dtype=torch.int64).contiguous()
-        o, final_state, _, _ = native.native_forward(*tokens, initial_state, offsets, number, keep)
+        o, final_state, _, _ = torch.ops.tsgdn2.native_forward(*tokens, initial_state, offsets, number, keep)
         return o.to(out_dtype), final_state
     if write is not None:
         q, k, erase, v = _gated(q, k, v, erase, write, mask)

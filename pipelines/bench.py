@@ -3,6 +3,7 @@
     etth1      CRPS of every seed and mixer, baselines in the same run           (never asserted in a test)
     phases     CRPS of every phase of a patch over hourly origins
     endurance  bytes of state and time per observation from 1e3 to 1e6 observations of one stream
+    training   seconds of a step of the quickstart's training, cut into shares
     memory     ETTm1 streamed from its first row against restarts from 512 rows before each window
 
 Every row states seed, processor seconds and versions; losing rows stay in the file.
@@ -32,6 +33,7 @@ from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.estimator import GDN2Estimator
 from tsgdn2.pipelines.jobs import Bench
 from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.pipelines.training_shares import rows as training
 from tsgdn2.scale import Floats
 
 ENDURANCE = (10**3, 10**4, 10**5, 10**6)
@@ -47,7 +49,8 @@ PHASES: Mapping[str, object] = {"patch_length": 8, "context_length": 512}
 
 def run(job: Bench) -> None:
     """Run one benchmark and append its rows to <output>/<what>.jsonl; prints them."""
-    rows = {"etth1": etth1, "phases": phases, "endurance": endurance, "memory": memory}[job.what](job)
+    kinds = {"etth1": etth1, "phases": phases, "endurance": endurance, "memory": memory, "training": training}
+    rows = kinds[job.what](job)
     append(job.output / f"{job.what}.jsonl", *rows)
     for one in rows:
         figures = ", ".join(

@@ -286,14 +286,14 @@ class AuditSync:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure, and append rows: etth1 and phases (accuracy), memory (ETTm1), endurance (a stream without end)."""
+    """Measure, and append rows: etth1, phases (accuracy), memory (ETTm1), endurance (an endless stream), training."""
 
-    what: Literal["etth1", "phases", "memory", "endurance"] = "etth1"
+    what: Literal["etth1", "phases", "memory", "endurance", "training"] = "etth1"
     """The benchmark; TSGDN2_DATA or a network must give its data."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the trained rows."""
     epochs: int = 13
-    """Epochs of 30 batches."""
+    """Epochs of 30 batches; `training` runs those of the quickstart."""
     mixers: tuple[str, ...] = ("gdn2", "lstm", "none")
     """Mixers of etth1, all at the same settings and number of batches."""
     output: Path = Path("runs/bench")

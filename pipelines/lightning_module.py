@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from tsgdn2.forecaster import Forecaster
-from tsgdn2.head import pinball
+from tsgdn2.head import quantile_loss
 from tsgdn2.pipelines.loader import Batch
 from tsgdn2.state import ForecasterState
 
@@ -72,7 +72,7 @@ class ForecastTraining(LightningModule):
         if self.likelihood is not None:
             each = self.likelihood.loss(out, target)
         else:
-            each = pinball(out, target, self.levels.to(out.dtype)).mean(-1)
+            each = quantile_loss(out, target, self.levels.to(out.dtype))
         return (each * weight).sum() / weight.sum().clamp_min(1.0), after
 
     def training_step(self, batch: Batch, _: int) -> Tensor:

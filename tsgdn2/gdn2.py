@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tsgdn2.adjoints import rms_norm, short_conv, unit
 from tsgdn2.kernels.ops import gdn2_scan, gdn2_step
 from tsgdn2.mixer import Commits, Mixer, MixerState, Queries
 
@@ -72,12 +73,14 @@ class GDN2Mixer(Mixer):
         Queries are interleaved as tokens with m = 0 and g = 0. Where no commit output is asked for, the commit's own
         read is replaced by the query's, and no token is added.
         """
-        q_in, gate_low, rate_low, k_in, v_in, b_in, w_in = self.in_proj(commits.x).split(self.sizes, -1)
-        inputs = torch.cat([state["inputs"], torch.cat([q_in, k_in, v_in], -1)], 1)
-        past = sum(self.conv[i] * inputs[:, i : i + commits.x.shape[1] + 1] for i in range(_CONV - 1))
-        assert isinstance(past, Tensor)
-        mixed = past[:, :-1] + self.conv[-1] * inputs[:, _CONV - 1 :]
-        q, k, v = self._activate(mixed)
+        keys, values = self.sizes[0], self.sizes[4]
+        sizes = (keys, *self.sizes[1:3], keys + values, keys, values)
+        q_in, gate_low, rate_low, kv_in, b_in, w_in = self.in_proj(commits.x).split(sizes, -1)
+        q_state, kv_state = state["inputs"].split([keys, keys + values], -1)
+        q_inputs, kv_inputs = torch.cat([q_state, q_in], 1), torch.cat([kv_state, kv_in], 1)
+        k, v = F.silu(short_conv(kv_inputs, self.conv[:, keys:])).split([keys, values], -1)
+        k, v = self._unit(k), self._heads(v)
+        q = self._unit(F.silu(short_conv(q_inputs, self.conv[:, :keys]))) if commit_output else k  # k: nobody reads
         rate = self._rate(rate_low)
         before = torch.cat([state["rate"][:, None], rate[:, :-1]], 1) if self.decay_from == "previous" else rate
         valid = torch.arange(commits.x.shape[1], device=q.device) < commits.length[:, None]
@@ -89,19 +92,17 @@ class GDN2Mixer(Mixer):
         if queries is not None:
             rows = sum(self.sizes[:3])
             own_q, query_gate, query_rate = F.linear(queries.x, self.in_proj.weight[:rows]).split(self.sizes[:3], -1)
-            keys = self.sizes[0]
-            query_q = self._unit(F.silu(past[:, 1:, :keys] + self.conv[-1, :keys] * own_q))
+            query_q = self._unit(F.silu(short_conv(q_inputs[:, 1:], self.conv[:, :keys], own_q)))
             held = rate if self.decay_from == "previous" else self._rate(query_rate)
             query_q = query_q * torch.exp(queries.elapsed[..., None, None] * held)
 
         memory, o, query_o = self._scan(q, k, v, g, b, w, m, query_q, commit_output, state["memory"], commits)
-        last = commits.length
+        last, row = commits.length, torch.arange(len(commits.length), device=q.device)
+        cached = row[:, None], last[:, None] + torch.arange(_CONV - 1, device=q.device)
         after = {
             "memory": memory,
-            "inputs": inputs.gather(
-                1, (last[:, None] + torch.arange(3, device=q.device))[..., None].expand(-1, -1, inputs.shape[2])
-            ),
-            "rate": torch.cat([state["rate"][:, None], rate], 1)[torch.arange(len(last), device=q.device), last],
+            "inputs": torch.cat([q_inputs[cached], kv_inputs[cached]], -1),
+            "rate": torch.cat([state["rate"][:, None], rate], 1)[row, last],
         }
         commit_y = self._output(o, gate_low) if o is not None else None
         query_y = self._output(query_o, query_gate) if query_o is not None else None
@@ -194,7 +195,7 @@ class GDN2Mixer(Mixer):
                     o = torch.cat([o[:, :-1], o[:, -1:] * factor[:, None, :, None]], 1)
             outputs.append(o)
             begin, phase = end, 0
-        o = torch.cat(outputs, 1)
+        o = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
         if both:
             return memory, o[:, 0::2], o[:, 1::2]
         return (memory, None, o) if query_q is not None else (memory, o if commit_output else None, None)
@@ -205,8 +206,7 @@ class GDN2Mixer(Mixer):
         return self._unit(q), self._unit(k), torch.unflatten(v, -1, (self.heads, self.value_dim))
 
     def _unit(self, x: Tensor) -> Tensor:
-        x = torch.unflatten(x, -1, (self.heads, self.key_dim))
-        return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _EPS)
+        return unit(torch.unflatten(x, -1, (self.heads, self.key_dim)), _EPS)
 
     def _heads(self, x: Tensor) -> Tensor:
         return torch.unflatten(x, -1, (self.heads, -1))
@@ -216,8 +216,7 @@ class GDN2Mixer(Mixer):
         return -self.A_log.exp()[:, None] * self._heads(step)
 
     def _output(self, o: Tensor, gate_low: Tensor) -> Tensor:
-        o = o * torch.rsqrt(o.square().mean(-1, keepdim=True) + _EPS) * self.norm
-        gated = o * F.silu(self._heads(self.gate_up(gate_low)))
+        gated = rms_norm(o, self.norm, _EPS) * F.silu(self._heads(self.gate_up(gate_low)))
         return torch.as_tensor(self.out_proj(gated.flatten(-2)))
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 
@@ -65,7 +66,28 @@ class HorizonHead(nn.Module):
         return torch.matmul(own if lags.ndim == own.ndim else own[:, None], lags)
 
 
-def pinball(prediction: Tensor, target: Tensor, levels: Tensor) -> Tensor:
-    """Quantile loss 2 (y - y_q)(q - 1{y < y_q}) per step, [.., H, C, Q] for target [.., H, C] and levels [Q]."""
-    error = target[..., None] - prediction
-    return 2 * torch.maximum(levels * error, (levels - 1) * error)
+def quantile_loss(prediction: Tensor, target: Tensor, levels: Tensor) -> Tensor:
+    """Mean over the levels of 2 (y - y_q)(q - 1{y < y_q}), [.., H, C] for prediction [.., H, C, Q], levels [Q].
+
+    The same is mean_q e s with e = y - y_q and s = 2 q - 1 + sign(e), and -s / Q is its gradient: one tensor is kept.
+    Where a prediction is hit exactly the slope is the mean of both sides. Targets and levels get no gradient.
+    """
+    loss: Tensor = _QuantileLoss.apply(prediction, target, levels)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _QuantileLoss(torch.autograd.Function):
+    """What autograd makes of the maximum of two lines costs eight times as much; differentiable once."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, prediction: Tensor, target: Tensor, levels: Tensor) -> Tensor:
+        error = target[..., None] - prediction
+        slope = error.sign().add_(2 * levels - 1)
+        ctx.save_for_backward(slope)
+        return error.mul_(slope).mean(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dloss: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return slope * (dloss / -slope.shape[-1])[..., None], None, None

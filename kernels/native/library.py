@@ -33,7 +33,8 @@ class Scan(ctypes.Structure):
     """tsgdn2_scan of abi.h: the tensors, sizes and threads of one scan."""
 
     _fields_ = [
-        *((name, c_int64) for name in ("sequences", "tokens", "heads", "keys", "values", "width", "threads", "columns")),
+        *((name, c_int64) for name in ("sequences", "tokens", "heads", "keys", "values")),
+        *((name, c_int64) for name in ("width", "threads", "columns")),
         ("scale", c_double),
         *((name, c_void_p) for name in ("offsets", "q", "k", "erase", "value", "write", "g", "mask", "initial")),
         *((name, c_void_p) for name in ("o", "final", "u", "checkpoints", "d_o", "d_final")),

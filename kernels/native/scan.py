@@ -18,23 +18,18 @@ import torch
 from torch import Tensor
 
 from tsgdn2.kernels.native.library import CHUNK, COLUMNS, Scan, Step, check, library, target
-from tsgdn2.kernels.native.library import refusal as _library_refusal
+from tsgdn2.kernels.native.library import refusal as missing
 
 PARALLEL = 32  # items of work worth having; fewer sequences and heads than that are cut over V too
 
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def missing() -> str | None:
-    """Why there is no native library in this process; None where there is one."""
-    return _library_refusal()
+library()  # loaded here, once, so that a graph that is traced finds it
 
 
 def refusal(device: torch.device) -> str | None:
     """Why the native path cannot run on tensors of this device; None where it can."""
     if device.type != "cpu":
         return f"it needs tensors on the CPU, these are on {device}; move them with .cpu()"
-    reason: str | None = missing()
-    return reason
+    return missing()
 
 
 def columns_of(sequences: int, heads: int, values: int) -> int:
@@ -42,16 +37,15 @@ def columns_of(sequences: int, heads: int, values: int) -> int:
     return values if values <= COLUMNS or sequences * heads >= PARALLEL else COLUMNS
 
 
+# Not torch.library.custom_op: its first call imports the compiler and Triton, a second that a CPU need not wait.
+_OPERATORS = torch.library.Library("tsgdn2", "FRAGMENT")
 _INPUTS = (
     "Tensor q, Tensor k, Tensor erase, Tensor value, Tensor? write, Tensor g, Tensor? mask, Tensor initial_state, "
     "Tensor? cu_seqlens, float scale"
 )
 
 
-@torch.library.custom_op(
-    "tsgdn2::native_forward", mutates_args=(), schema=f"({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-def native_forward(
+def forward(
     q: Tensor,
     k: Tensor,
     erase: Tensor,
@@ -81,13 +75,7 @@ def native_forward(
     return o, final, u, checkpoints
 
 
-@torch.library.custom_op(
-    "tsgdn2::native_backward",
-    mutates_args=(),
-    schema=f"({_INPUTS}, Tensor u, Tensor checkpoints, Tensor d_o, Tensor d_final) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def native_backward(
+def backward(
     q: Tensor,
     k: Tensor,
     erase: Tensor,
@@ -171,7 +159,7 @@ def _point(call: Scan | Step, **tensors: Tensor | None) -> None:
 def _loaded() -> ctypes.CDLL:
     loaded = library()
     if loaded is None:
-        raise RuntimeError(f"the native path was traced where it could run, and cannot here: {_library_refusal()}")
+        raise RuntimeError(f"the native path was traced where it could run, and cannot here: {missing()}")
     return loaded
 
 
@@ -224,13 +212,32 @@ def _differentiate(ctx: Any, d_o: Tensor | None, d_final: Tensor | None, *_: Non
     *tensors, u, checkpoints = ctx.saved_tensors
     d_o = torch.zeros_like(tensors[3]) if d_o is None else d_o.contiguous()
     d_final = torch.zeros_like(tensors[7]) if d_final is None else d_final.contiguous()
-    dq, dk, de, dv, dw, dg, dinitial = native_backward(*tensors, ctx.scale, u, checkpoints, d_o, d_final)
+    dq, dk, de, dv, dw, dg, dinitial = torch.ops.tsgdn2.native_backward(
+        *tensors, ctx.scale, u, checkpoints, d_o, d_final
+    )
     return dq, dk, de, dv, None if tensors[4] is None else dw, dg, None, dinitial, None, None, None
 
 
-native_step = torch.library.custom_op("tsgdn2::native_step", mutates_args=("pool",))(step)
-"""`step` as one node of a compiled graph; a direct call of `step` is cheaper."""
-native_forward.register_fake(_forward_shapes)
-native_backward.register_fake(_gradient_shapes)
-native_step.register_fake(_step_shapes)
-native_forward.register_autograd(_differentiate, setup_context=_save)
+def _refuse(ctx: Any, *_: Tensor | None) -> None:
+    del ctx
+    raise RuntimeError("the native scan is differentiable once; use backend='reference' for a second derivative")
+
+
+_OPERATORS.define(f"native_forward({_INPUTS}, bool keep) -> (Tensor, Tensor, Tensor, Tensor)")
+_OPERATORS.define(
+    f"native_backward({_INPUTS}, Tensor u, Tensor checkpoints, Tensor d_o, Tensor d_final) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_OPERATORS.define(
+    "native_step(Tensor(a!) pool, Tensor slots, Tensor q, Tensor k, Tensor v, Tensor g, Tensor b, Tensor w, "
+    "Tensor? mask, float scale) -> Tensor"
+)
+for _name, _run, _shapes in (
+    ("native_forward", forward, _forward_shapes),
+    ("native_backward", backward, _gradient_shapes),
+    ("native_step", step, _step_shapes),
+):
+    _OPERATORS.impl(_name, _run, "CPU")
+    torch.library.register_fake(f"tsgdn2::{_name}", _shapes, lib=_OPERATORS)
+torch.library.register_autograd("tsgdn2::native_forward", _differentiate, setup_context=_save, lib=_OPERATORS)
+torch.library.register_autograd("tsgdn2::native_backward", _refuse, lib=_OPERATORS)

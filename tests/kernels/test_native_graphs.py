@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from tsgdn2.evaluation.kernel_grid import Case, Stream, scan, stream, upstream
-from tsgdn2.kernels.native.scan import native_backward, native_forward, native_step
 from tsgdn2.kernels.ops import gdn2_scan, gdn2_step
 
+operators = torch.ops.tsgdn2
 BACKEND = "native"
 CPU = torch.device("cpu")
 TOKENS = ("q", "k", "v", "g", "b", "w")
 SCALE = 0.6
+OPERATORS = torch.ops.tsgdn2  # defined when ops is imported
 
 
 @pytest.fixture(autouse=True)
@@ -57,11 +58,11 @@ def test_the_operators_of_the_scan_keep_the_rules_of_torch(name: str) -> None:
     x = made(CASES[name])
     write, mask = (None, None) if x.mask is None else (x.w, x.mask.to(x.v.dtype))
     arguments = [x.q, x.k, x.b, x.v, write, x.g, mask, x.initial_state, x.cu_seqlens, SCALE]
-    o, final, u, checkpoints = native_forward(*arguments, True)
-    torch.library.opcheck(native_backward, (*arguments, u, checkpoints, o, final))
+    o, final, u, checkpoints = operators.native_forward(*arguments, True)
+    torch.library.opcheck(operators.native_backward.default, (*arguments, u, checkpoints, o, final))
     for n in (0, 1, 2, 3, 4, 5, 7):
         arguments[n] = arguments[n] if arguments[n] is None else arguments[n].clone().requires_grad_()
-    torch.library.opcheck(native_forward, (*arguments, True))
+    torch.library.opcheck(operators.native_forward.default, (*arguments, True))
 
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
@@ -70,7 +71,8 @@ def test_the_operator_of_the_step_keeps_the_rules_of_torch(masked: bool, index: 
     x = made(Case(2, 1, 2, 5, 12, "fp32"))
     mask = x.mask[:, 0] if masked else None
     row = [t[:, 0] for t in x[:6]]
-    torch.library.opcheck(native_step, (torch.randn(4, 2, 5, 12), torch.tensor([3, 1], dtype=index), *row, mask, SCALE))
+    pool, slots = torch.randn(4, 2, 5, 12), torch.tensor([3, 1], dtype=index)
+    torch.library.opcheck(operators.native_step.default, (pool, slots, *row, mask, SCALE))
 
 
 def around(x: Stream) -> tuple[Tensor, Tensor]:

@@ -268,7 +268,7 @@ def test_inputs_slots_and_pools_need_not_be_contiguous(index: torch.dtype) -> No
     slab[:, 1] = state
     before = slab.clone()
     apart = Stream(*(t.transpose(0, 3).contiguous().transpose(0, 3) for t in x[:6]))
-    for pool in (slab[:, 1], state.transpose(2, 3).contiguous().transpose(2, 3)):
+    for pool in (slab[:, 1], state.transpose(2, 3).contiguous().transpose(2, 3), state.clone()):
         assert torch.equal(step(pool, slots, apart), read)
         assert torch.equal(pool, expected)
     assert torch.equal(slab[:, [0, 2, 3]], before[:, [0, 2, 3]])
