@@ -91,7 +91,7 @@ def grid(quick: bool = False) -> list[Case]:
             Case(1, 8192, 4, K, V, missing=None, decay="none", initial=False),
             Case(2, 300, 4, K, V, decay="forgetting"),
             Case(2, 300, 4, K, V, decay="infinite"),
-            Case(2, 300, 4, K, V, missing=1.0),
+            Case(2, 300, 4, K, V, decay="slow", missing=1.0),
             Case(2, 257, 4, K, V, dtype="fp16"),
             Case(2, 257, 4, K, V, dtype="fp32"),
             Case(1, 1000, 4, K, V, dtype="fp32", decay="hard"),

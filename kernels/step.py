@@ -30,6 +30,7 @@ def delta_step(
     """
     if g.dtype != pool.dtype:
         g = g.to(pool.dtype)
+    slots = slots.to(torch.int64)
     state_NHKV = pool.index_select(0, slots).mul_(torch.exp(g)[..., None])
     terms_NHKV = e[..., None] * state_NHKV
     change_NHV = z - terms_NHKV.sum(-2)

@@ -19,7 +19,7 @@ INLINE void advance(
     for (; j + U <= keys; j += U) {
 #pragma GCC unroll 4
         for (int x = 0; x < U; ++x) {
-            if (soon) fetch<1>(soon + (j + x) * apart, NV * L);
+            if (soon) fetch(soon + (j + x) * apart, NV * L);
             const Vec<F> erase = all(e[j + x]), query = all(q[j + x]);
 #pragma GCC unroll 4
             for (int i = 0; i < NV; ++i) {
@@ -69,8 +69,8 @@ template <class F> struct Ahead {
     const F *o, *u, *state;
     MEMBER void operator()(int64_t t) const {
         if (first + t + CHUNK < end) fetch_tokens(head, first + t + CHUNK, 1);
-        if (o) fetch<1>(o + (first + t) * head.values_apart, head.values);
-        if (u) fetch<1>(u + (first + t) * head.values_apart, head.values);
+        if (o) fetch(o + (first + t) * head.values_apart, head.values);
+        if (u) fetch(u + (first + t) * head.values_apart, head.values);
     }
 };
 

@@ -123,11 +123,11 @@ template <class F> struct Behind {
         const int64_t now = first + t, soon = now - CHUNK;
         if (soon >= begin) {
             fetch_tokens(head, soon, 1);
-            fetch<0>(u + soon * head.values_apart, head.values), fetch<0>(d_o + soon * head.values_apart, head.values);
+            fetch(u + soon * head.values_apart, head.values), fetch(d_o + soon * head.values_apart, head.values);
         }
-        for (int i = 0; i < 4; ++i) fetch<1>(to_keys[i] + now * head.keys_apart, head.keys);
-        fetch<1>(to_values[0] + now * head.values_apart, head.values);
-        if (to_values[1]) fetch<1>(to_values[1] + now * head.values_apart, head.values);
+        for (int i = 0; i < 4; ++i) fetch(to_keys[i] + now * head.keys_apart, head.keys);
+        fetch(to_values[0] + now * head.values_apart, head.values);
+        if (to_values[1]) fetch(to_values[1] + now * head.values_apart, head.values);
     }
 };
 

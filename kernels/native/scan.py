@@ -102,7 +102,8 @@ def backward(
     _point(call, **dict(zip(("dq", "dk", "d_erase", "dg"), by_keys, strict=True)))
     _point(call, d_value=d_value, d_write=None if write is None else d_write, d_initial=d_initial)
     check(_loaded().tsgdn2_backward(ctypes.byref(call), target()))
-    dq, dk, d_erase, dg = (reduce(Tensor.add_, x.unbind()) for x in by_keys)  # in order, as one item adds them
+    # In order, as one item adds them; a copy, because the parts should not live as long as their sum.
+    dq, dk, d_erase, dg = (x[0] if parts == 1 else reduce(Tensor.add_, x.unbind()).clone() for x in by_keys)
     return dq, dk, d_erase, d_value, d_write, dg, d_initial
 
 

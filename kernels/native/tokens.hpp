@@ -53,10 +53,11 @@ template <class F> INLINE const F *whole(const F *row, F *copy, int64_t n, int64
     return copy;
 }
 
-// Asks for a row that is needed one chunk later. Rows of one head lie apart by all heads: no machine guesses that.
-template <int WRITES, class F> INLINE void fetch(const F *row, int64_t n) {
+// Asks the second-level cache for a row that is needed later. Rows of one head lie apart by all heads: no machine
+// guesses that. Not the first level: what is worked on now fills it, and half of its sets at that.
+template <class F> INLINE void fetch(const F *row, int64_t n) {
     const char *from = reinterpret_cast<const char *>(row), *end = reinterpret_cast<const char *>(row + n);
-    for (; from < end; from += LINE) __builtin_prefetch(from, WRITES);
+    for (; from < end; from += LINE) __builtin_prefetch(from, 0, 2);
 }
 
 template <class F> INLINE F weight(const Head<F> &x, int64_t token) { return x.mask ? x.mask[token] : F(1); }
@@ -64,10 +65,10 @@ template <class F> INLINE F weight(const Head<F> &x, int64_t token) { return x.m
 template <class F> INLINE void fetch_tokens(const Head<F> &x, int64_t first, int64_t count) {
     for (int64_t t = first; t < first + count; ++t) {
         const int64_t at = t * x.keys_apart;
-        fetch<0>(x.q + at, x.keys), fetch<0>(x.k + at, x.keys);
-        fetch<0>(x.g + at, x.keys), fetch<0>(x.erase + at, x.keys);
-        fetch<0>(x.value + t * x.values_apart, x.values);
-        if (x.write) fetch<0>(x.write + t * x.values_apart, x.values);
+        fetch(x.q + at, x.keys), fetch(x.k + at, x.keys);
+        fetch(x.g + at, x.keys), fetch(x.erase + at, x.keys);
+        fetch(x.value + t * x.values_apart, x.values);
+        if (x.write) fetch(x.write + t * x.values_apart, x.values);
     }
 }
 

@@ -256,7 +256,7 @@ def test_a_second_derivative_is_refused_and_not_silently_wrong(wanted: str) -> N
     leaf = getattr(x, wanted).requires_grad_()
     o, final = scan(x, BACKEND)
     (slope,) = torch.autograd.grad(o.square().sum() + final.square().sum(), leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once; use backend):
+    with pytest.raises(RuntimeError, match="differentiable once; use backend"):
         slope.square().sum().backward()
 
 

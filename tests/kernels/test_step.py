@@ -36,6 +36,14 @@ def test_stepping_equals_the_scan(backend):
     torch.testing.assert_close(pool[slots], final, rtol=0, atol=1e-12)
 
 
+def test_slots_of_32_bits_name_the_same_rows_in_torch():
+    tokens = random_tokens(2, 1, 2, 3)
+    pools = [random_pool(3, 1, 2, 3) for _ in range(2)]
+    for pool, dtype in zip(pools, (torch.int32, torch.int64), strict=True):
+        gdn2_step(pool, torch.tensor([2, 0], dtype=dtype), *tokens, backend="reference")
+    assert torch.equal(*pools)
+
+
 def test_only_the_chosen_slots_change():
     pool = random_pool(5, 2, 3, 4)
     before = pool.clone()
