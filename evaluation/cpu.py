@@ -127,10 +127,12 @@ def _figures(entry: Entry, rates: Rates, median: float) -> dict[str, rows.Value]
     }
 
 
-def run(record: Recorder, p: Plan, backend: str) -> None:
-    """All races, one after the other."""
+def run(record: Recorder, p: Plan, backend: str, only: str) -> None:
+    """All races whose name begins with `only`, one after the other."""
     backends = tuple(dict.fromkeys((backend, "chunked")))
     for name, case in p.cases.items():
+        if not f"{name}:".startswith(only):
+            continue
         entries = scans(name, case, backends)
         own = entries[0].cost.bytes
         if name in p.rivals:
@@ -138,7 +140,9 @@ def run(record: Recorder, p: Plan, backend: str) -> None:
         race(record, _shape(name, case), entries, Ceilings(name, p.side, p.far, own), p)
     name, case = p.threaded, p.cases[p.threaded]
     where = f"{name} on 2 threads"
-    if processors() > 1:
+    if not where.startswith(only):
+        pass
+    elif processors() > 1:
         entries = scans(name, case, backends, threads=(1, 2))
         ceilings = Ceilings(where, p.side, p.far, entries[0].cost.bytes, threads=2)
         race(record, _shape(name, case), entries, ceilings, p)
@@ -146,6 +150,8 @@ def run(record: Recorder, p: Plan, backend: str) -> None:
         record(where, _shape(name, case), error="this process may use one processor only")
     for N, H, K in p.streams:
         name = f"step of {N:,} streams, K = V = {K}"
+        if not name.startswith(only):
+            continue
         shape: dict[str, rows.Value] = {"case": "step", "N": N, "H": H, "K": K, "V": K, "dtype": "fp32"}
         entries = steps(name, N, H, K, tuple(dict.fromkeys((backend, "reference"))))
         race(record, shape, entries, Ceilings(name, p.side, p.far, entries[0].cost.bytes, in_place=True), p)
@@ -163,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one round: to see that everything runs")
     parser.add_argument("--backend", default="native", help="the backend that is judged; native")
     parser.add_argument("--rounds", type=int, help="turns of each job; 9, or 1 with --quick")
+    parser.add_argument("--only", default="", help="races whose name begins so: 'A:', 'B on 2 threads', 'step'; all")
     parser.add_argument("--commit", help="commit of the source, where this is no checkout")
     chosen = parser.parse_args(arguments)
     if chosen.output.suffix != ".jsonl":
@@ -178,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = rows.processor().rpartition(",")[0]
         record = Recorder(chosen.output, device, versions, chosen.commit or rows.commit(), seed=0)
         torch.manual_seed(0)
-        run(record, p._replace(rounds=chosen.rounds or p.rounds), chosen.backend)
+        run(record, p._replace(rounds=chosen.rounds or p.rounds), chosen.backend, chosen.only)
     finally:
         torch.set_num_threads(threads)
     print("\n" + rows.table(rows.read(chosen.output)[before:], COLUMNS))
