@@ -1,8 +1,9 @@
-"""The README's numbers, made from benchmark rows: between two marks stands what the row files say, and nothing else.
+"""The READMEs' numbers, made from benchmark rows: between two marks stands what the row files say, and nothing else.
 
     <!-- table: etth1 -->   ...   <!-- end -->
+    <!-- table: scan_cpu of A: gdn2; step -->   ...   <!-- end -->        (rows whose names begin so)
 
-`python -m tsgdn2.evaluation.tables` rewrites the README of the current folder; a test fails while it is out of date.
+`python -m tsgdn2.evaluation.tables` rewrites PAGES below the current folder; a test fails while one is out of date.
 Rows of one name are one line: the mean over their seeds, with the smallest and the largest. A column's source is a name
 among the values, or name@direction for rows of that direction alone.
 """
@@ -38,12 +39,13 @@ TABLES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 UNSEEDED = frozenset({"scan_cpu"})
 """Tables whose figures depend on no seed: without the columns of seeds and processor seconds."""
-_MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = ("README.md", "kernels/README.md")
+_MARKED = re.compile(r"(<!-- table: (\w+)(?: of ([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(name: str, rows: Sequence[Row]) -> str:
     """One Markdown table: what, size, the figures of TABLES, and where they matter seeds and processor seconds."""
-    columns = TABLES[name]
+    columns = {title: source for title, source in TABLES[name].items() if _values(rows, source)}
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_label(row), []).append(row)
@@ -62,7 +64,13 @@ def table(name: str, rows: Sequence[Row]) -> str:
 
 def render(text: str, folder: Path = RESULTS) -> str:
     """`text` with every marked table made anew from <folder>/<name>.jsonl."""
-    return _MARKED.sub(lambda m: m[1] + "\n" + table(m[2], read(folder / f"{m[2]}.jsonl")) + "\n" + m[3], text)
+
+    def made(mark: re.Match[str]) -> str:
+        begins = tuple((mark[3] or "").split("; "))
+        rows = [row for row in read(folder / f"{mark[2]}.jsonl") if row.what.startswith(begins)]
+        return f"{mark[1]}\n{table(mark[2], rows)}\n{mark[4]}"
+
+    return _MARKED.sub(made, text)
 
 
 def _label(row: Row) -> str:
@@ -72,7 +80,8 @@ def _label(row: Row) -> str:
 
 def _values(rows: Sequence[Row], source: str) -> list[object]:
     key, _, direction = source.partition("@")
-    return [row.values[key] for row in rows if key in row.values and direction in ("", row.shape.get("direction"))]
+    found = [row for row in rows if row.values.get(key) is not None]
+    return [row.values[key] for row in found if direction in ("", row.shape.get("direction"))]
 
 
 def _refusal(rows: Sequence[Row]) -> str:
@@ -92,5 +101,5 @@ def _text(value: float) -> str:
 
 
 if __name__ == "__main__":
-    readme = Path("README.md")
-    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in map(Path, PAGES):
+        page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,15 +2,18 @@
 
 from pathlib import Path
 
+import pytest
+
 from tsgdn2.evaluation.rows import append, row
-from tsgdn2.evaluation.tables import TABLES, render, table
+from tsgdn2.evaluation.tables import PAGES, TABLES, render, table
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_the_readme_is_up_to_date_with_the_rows():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- table: etth1 -->" in text
+@pytest.mark.parametrize("page", PAGES)
+def test_the_pages_are_up_to_date_with_the_rows(page: str):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "<!-- table: " in text
     assert render(text, ROOT / "evaluation" / "results") == text, "run: python -m tsgdn2.evaluation.tables"
 
 
@@ -25,3 +28,12 @@ def test_seeds_of_one_name_are_one_line_and_losing_rows_stay(tmp_path: Path):
     assert text.startswith("x\n")
     assert set(TABLES) >= {"etth1", "endurance"}
     assert table("etth1", rows).count("\n") == 4
+
+
+def test_a_table_may_hold_the_rows_whose_names_begin_so_and_drops_empty_columns(tmp_path: Path):
+    append(tmp_path / "etth1.jsonl", *(row(name, {}, **{"CRPS A": 0.5}) for name in ("a: one", "b: two", "c: three")))
+    text = render("<!-- table: etth1 of a:; c: th -->\n<!-- end -->", tmp_path)
+    assert "| a: one | 0.500 |" in text
+    assert "| c: three | 0.500 |" in text
+    assert "b: two" not in text
+    assert "CRPS B" not in text
