@@ -18,6 +18,7 @@ template <class F> struct Backward {
     MEMBER Backward(Carver &memory, int64_t heads, int64_t keys, int64_t values) : rows(memory, keys, values) {
         constexpr int64_t L = Wide<F>::lanes;
         panel = up(PANEL_BYTES / (rows.keys_up * static_cast<int64_t>(sizeof(F))), L);
+        if (panel < L) panel = L;  // thousands of keys: one vector of rows, though their dS fits no first level
         block = rows.values_up < COLUMNS ? rows.values_up : COLUMNS;
         if (panel > block) panel = block;
         D = memory.take<F>(heads * rows.values_up * rows.keys_up);

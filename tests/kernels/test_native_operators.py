@@ -266,3 +266,10 @@ def test_autocast_does_not_lower_the_arithmetic() -> None:
     expected = run(lambda y: scan(y, BACKEND), x, case)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_same(run(lambda y: scan(y, BACKEND), x, case), expected)
+
+
+def test_thousands_of_keys_have_gradients_too() -> None:
+    x = made(Case(1, 19, 1, 2049, 3, "fp32"))
+    leaf = x.q.requires_grad_()
+    slopes = [torch.autograd.grad(scan(x, path)[0].square().sum(), leaf)[0] for path in (BACKEND, "reference")]
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-5)
