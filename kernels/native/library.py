@@ -155,7 +155,7 @@ def _find() -> _Found:
     if asked.lower() == "off":
         return _Found(None, (), "TSGDN2_NATIVE=off switches it off; unset it", wanted=False)
     here = Path(__file__).parent
-    path = Path(asked) if asked else here / NAME
+    path = Path(asked).resolve() if asked else here / NAME
     if asked and not path.is_file():
         return _refused(f"TSGDN2_NATIVE must be a file or off; there is no file {asked}; unset it or name another")
     if not path.is_file():

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tsgdn2.kernels.contract import check_offsets, check_slots
 from tsgdn2.kernels.native.library import CHUNK, COLUMNS, Scan, Step, check, library, target
 from tsgdn2.kernels.native.library import refusal as missing
 
@@ -63,6 +64,7 @@ def forward(
     With `write` None, `erase` is e and `value` is z; otherwise they are b and v. All tensors are of one dtype (float32
     or float64), checked (ops.py) and contiguous; cu_seqlens is int64. Source: math.md 1.
     """
+    check_offsets(cu_seqlens, q)  # a traced graph has not read them, and they say where memory is written
     o, final, u, checkpoints = _forward_shapes(
         q, k, erase, value, write, g, mask, initial_state, cu_seqlens, scale, keep
     )
@@ -142,6 +144,11 @@ def step(
     )  # fmt: skip
     check(_loaded().tsgdn2_advance(ctypes.byref(call), target()))
     return o
+
+
+def _traced_step(pool: Tensor, slots: Tensor, q: Tensor, *rest: Any) -> Tensor:
+    check_slots(slots, len(q), pool)  # as above
+    return step(pool, slots, q, *rest)
 
 
 def _call(q: Tensor, value: Tensor, cu_seqlens: Tensor | None, scale: float) -> Scan:
@@ -236,7 +243,7 @@ _OPERATORS.define(
 for _name, _run, _shapes in (
     ("native_forward", forward, _forward_shapes),
     ("native_backward", backward, _gradient_shapes),
-    ("native_step", step, _step_shapes),
+    ("native_step", _traced_step, _step_shapes),
 ):
     _OPERATORS.impl(_name, _run, "CPU")
     torch.library.register_fake(f"tsgdn2::{_name}", _shapes, lib=_OPERATORS)
