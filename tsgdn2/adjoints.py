@@ -5,7 +5,7 @@
     short_conv      y_t = sum_i conv_i x_{t+i}                              dx_{t+i} += conv_i dy_t
 
 The forward passes are the plain expressions, in their order, so training, batch and stream stay equal; without autograd
-they run bare, because a stream would pay for its bookkeeping. The limit: differentiable once.
+unit and rms_norm run bare, because a stream would pay for the bookkeeping. The limit: differentiable once.
 
 B batch, N tokens, C channels, K key channels of a head, D width, R taps.
 """

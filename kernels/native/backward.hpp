@@ -18,7 +18,6 @@ static void hand_out(
     constexpr int64_t L = Wide<F>::lanes;
     const int64_t K = x.keys, V = x.values, KU = b.rows.keys_up;
     const int64_t heads = x.heads, every = item.part * tokens_of(x);
-    F *row = b.row;
     for (int64_t t = 0; t < count; ++t) {
         const int64_t token = first + t, key_at = ((every + token) * heads + number) * K;
         const int64_t value_at = (token * heads + number) * V + item.from + from;
@@ -37,7 +36,7 @@ static void hand_out(
             for (int64_t i = 0; i < K; ++i) dq[i] = q[i] - q[i] == 0 ? dq[i] : F(0);
             for (int64_t i = 0; i < KU; ++i) dk[i] = de[i] = 0;
         } else if (x.write) {
-            const F *gate = whole(head.erase + token * head.keys_apart, row, K, KU);
+            const F *gate = whole(head.erase + token * head.keys_apart, b.rows.copy, K, KU);
             for (int64_t i = 0; i < KU; i += L) {
                 const Vec<F> d = load(de + i) * m;
                 store(dk + i, load(dk + i) + load(gate + i) * d);

@@ -86,8 +86,8 @@ void step_rows(const void *context, int64_t number, char *scratch) {
     step.kernels.step(step.x, begin, end < step.x.rows ? end : step.x.rows, scratch);
 }
 
-// Fresh results of megabytes are mapped page by page at their first write, a fifth of the time of a training step:
-// larger pages are asked for, as numpy does. Where the system has none, or they are not fresh, nothing changes.
+// Fresh results of megabytes are mapped page by page at their first write, a fifth of forward and backward: larger
+// pages are asked for, as numpy does. Where the system has none, or they are not fresh, nothing changes.
 void enlarge(const void *memory, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
     constexpr uintptr_t PAGE = 1 << 21;

@@ -68,7 +68,7 @@ template <class F> struct Ahead {
     int64_t end, first;
     const F *o, *u, *state;
     MEMBER void operator()(int64_t t) const {
-        if (first + t + CHUNK < end) fetch_tokens(head, first + t + CHUNK, 1);
+        if (first + t + CHUNK < end) fetch_token(head, first + t + CHUNK);
         if (o) fetch(o + (first + t) * head.values_apart, head.values);
         if (u) fetch(u + (first + t) * head.values_apart, head.values);
     }
@@ -87,7 +87,7 @@ static void columns(
     }
 }
 
-// All columns of S, whose rows lie `apart` numbers from each other, over `count` gathered (DECAYED) tokens.
+// All columns of S, whose rows lie `apart` numbers from each other, over `count` tokens gathered for the forward.
 template <class F>
 static void walk(
     F *S, int64_t apart, const Rows<F> &r, int64_t keys, int64_t count, F *o, F *u, const Ahead<F> &ahead) {

@@ -13,7 +13,6 @@ struct Item {
 static inline int64_t tokens_of(const tsgdn2_scan &x) { return (x.offsets ? 1 : x.sequences) * x.tokens; }
 
 struct Kernels {
-    int64_t lanes;
     int64_t (*forward_bytes)(int64_t heads, int64_t keys, int64_t values);  // of scratch memory for one thread
     int64_t (*backward_bytes)(int64_t heads, int64_t keys, int64_t values);
     void (*forward)(const tsgdn2_scan &, const Item &, char *scratch);

@@ -13,7 +13,7 @@
 template <class F> struct Backward {
     int64_t block, panel;  // rows of V summed together, and rows at once
     Rows<F> rows;
-    F *D, *states, *u, *d_o, *du, *u_do, *sums, *partial, *row;
+    F *D, *states, *u, *d_o, *du, *u_do, *sums, *partial;
 
     MEMBER Backward(Carver &memory, int64_t heads, int64_t keys, int64_t values) : rows(memory, keys, values) {
         constexpr int64_t L = Wide<F>::lanes;
@@ -29,7 +29,6 @@ template <class F> struct Backward {
         u_do = memory.take<F>(CHUNK);
         sums = memory.take<F>(CHUNK * 4 * rows.keys_up);
         partial = memory.take<F>(panel * L);
-        row = memory.take<F>(rows.keys_up > rows.values_up ? rows.keys_up : rows.values_up);
     }
 };
 
@@ -123,7 +122,7 @@ template <class F> struct Behind {
     MEMBER void operator()(int64_t t) const {
         const int64_t now = first + t, soon = now - CHUNK;
         if (soon >= begin) {
-            fetch_tokens(head, soon, 1);
+            fetch_token(head, soon);
             fetch(u + soon * head.values_apart, head.values), fetch(d_o + soon * head.values_apart, head.values);
         }
         for (int i = 0; i < 4; ++i) fetch(to_keys[i] + now * head.keys_apart, head.keys);

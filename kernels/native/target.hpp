@@ -31,7 +31,7 @@ template <class F> static int64_t backward_bytes(int64_t heads, int64_t keys, in
 }
 
 template <class F> static constexpr Kernels kernels() {
-    return {Wide<F>::lanes, forward_bytes<F>, backward_bytes<F>, forward<F>, backward<F>, step<F>};
+    return {forward_bytes<F>, backward_bytes<F>, forward<F>, backward<F>, step<F>};
 }
 
 }  // namespace NAMESPACE

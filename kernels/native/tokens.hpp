@@ -13,7 +13,7 @@ struct Carver {
     int64_t used;
     template <class F> MEMBER F *take(int64_t numbers) {
         F *piece = base ? reinterpret_cast<F *>(base + used) : nullptr;
-        used += up(numbers * static_cast<int64_t>(sizeof(F)), 64);
+        used += up(numbers * static_cast<int64_t>(sizeof(F)), LINE);
         return piece;
     }
 };
@@ -62,14 +62,12 @@ template <class F> INLINE void fetch(const F *row, int64_t n) {
 
 template <class F> INLINE F weight(const Head<F> &x, int64_t token) { return x.mask ? x.mask[token] : F(1); }
 
-template <class F> INLINE void fetch_tokens(const Head<F> &x, int64_t first, int64_t count) {
-    for (int64_t t = first; t < first + count; ++t) {
-        const int64_t at = t * x.keys_apart;
-        fetch(x.q + at, x.keys), fetch(x.k + at, x.keys);
-        fetch(x.g + at, x.keys), fetch(x.erase + at, x.keys);
-        fetch(x.value + t * x.values_apart, x.values);
-        if (x.write) fetch(x.write + t * x.values_apart, x.values);
-    }
+template <class F> INLINE void fetch_token(const Head<F> &x, int64_t t) {
+    const int64_t at = t * x.keys_apart, behind = t * x.values_apart;
+    fetch(x.q + at, x.keys), fetch(x.k + at, x.keys);
+    fetch(x.g + at, x.keys), fetch(x.erase + at, x.keys);
+    fetch(x.value + behind, x.values);
+    if (x.write) fetch(x.write + behind, x.values);
 }
 
 // FORWARD: e and q already times a, for a state that is read before it is decayed; and z, which the backward needs not.
