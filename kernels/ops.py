@@ -60,7 +60,7 @@ def gdn2_scan(
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Scan the Gated DeltaNet-2 recurrence over whole sequences; differentiable in every tensor (all but reference once).
+    """Scan the Gated DeltaNet-2 recurrence over whole sequences; differentiable in every tensor, by most paths once.
 
     q, k, g, b [B,T,H,K]; v, w [B,T,H,V]; mask [B,T]; initial_state [B,H,K,V] or None for zero. With cu_seqlens [N+1]
     (offsets of N sequences packed in one row) B must be 1 and states are [N,H,K,V]. Returns o [B,T,H,V] in v's dtype
