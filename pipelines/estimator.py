@@ -28,6 +28,7 @@ from tsgdn2.pipelines.distribution import Distribution
 from tsgdn2.pipelines.entries import RawSeries, period_ns, read_entry
 from tsgdn2.pipelines.lightning_module import ForecastTraining
 from tsgdn2.pipelines.loader import WindowSampler, validation_batches
+from tsgdn2.pipelines.packing import timelines_of
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.standardisation import standards_of
 from tsgdn2.pipelines.trainer import run
@@ -235,12 +236,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
         return raw.step + max(len(raw.values) - held, len(raw.values) // 2)
 
     def _timelines(self, raw: list[RawSeries], cut: list[int], standards: Standards) -> tuple[Timelines, Ints]:
-        series = [r.series(standards, self.channel_names) for r in raw]
-        lanes = [lane for one in series for lane in one.lanes(self.config)]
-        lines = Timelines(
-            lanes, window=self.config.window, horizon=self.prediction_length, half_life=self.config.half_life
-        )
-        return lines, np.repeat(np.array(cut, np.int64), self.config.lanes)
+        lines, entry = timelines_of([r.series(standards, self.channel_names) for r in raw], self.config)
+        return lines, np.array(cut, np.int64)[entry]
 
 
 class Fitted:

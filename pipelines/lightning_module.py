@@ -65,7 +65,7 @@ class ForecastTraining(LightningModule):
         """Mean loss over the observed targets of a batch, and the state after it."""
         static = model.static(batch.static_real, batch.static_categories)
         out, after = model(
-            batch.commits, batch.elapsed, batch.length, batch.queries, batch.query_elapsed, static, state
+            batch.commits, batch.elapsed, batch.layout, batch.queries, batch.query_elapsed, static, state
         )
         target = torch.from_numpy(batch.target).to(out.dtype)
         weight = torch.from_numpy(batch.weight).to(out.dtype)

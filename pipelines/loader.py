@@ -1,10 +1,11 @@
 """Training windows cut from timelines by array slicing: no per-sample Python objects, no transformation chain.
 
-A window is N consecutive commits of one lane and a query after each, at a random step before the next commit's end:
+A window is N consecutive patches of one stream and a query after each, at a random step before the next patch's end:
 dense supervision of every phase of a patch. Patch borders are shifted at random, because a model that was trained on
-one anchor fails on another (math.md 4).
+one anchor fails on another (math.md 4). Windows of different length lie end to end: nothing is padded.
 
-B batch, N commits, H horizon, C channels.
+A stream is one lane, or several that look at each other: these share their queries, and each commits its own patches.
+B lanes of all windows, N commits, M queries, H horizon, C channels.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor, from_numpy
 
-from tsgdn2.forecaster import ForecasterConfig, QueryInputs
+from tsgdn2.forecaster import ForecasterConfig, Layout, QueryInputs
 from tsgdn2.patch import Windows
+from tsgdn2.pipelines.packing import Run, pack, patch_clocks, run_of, streams_of
 from tsgdn2.scale import Bools, Floats
 from tsgdn2.timeline import Ints, Timelines
 
 
 class Batch(NamedTuple):
-    """What Forecaster.forward takes, and the targets: target [B,N,H,C] standardised, weight the same shape."""
+    """What Forecaster.forward takes, and the targets: target [M,H,C] standardised, weight the same shape."""
 
     commits: Windows
     elapsed: Floats
-    length: Tensor
+    layout: Layout
     queries: QueryInputs
     query_elapsed: Floats
     static_real: Floats
@@ -55,11 +56,11 @@ class WindowSampler:
         self.timelines, self.config = timelines, config
         self.tokens, self.batch_size, self.batches, self.carry = tokens, batch_size, batches, carry
         self.rng = np.random.default_rng(seed)
-        patch = config.patch_length
         self.until = until if until is not None else timelines.start + timelines.steps
+        self._streams, patch = streams_of(timelines), config.patch_length
         self._clocks = [
-            [timelines.commit_clocks(lane, patch, shift, before=int(self.until[lane])) for shift in range(patch)]
-            for lane in range(len(timelines))
+            [patch_clocks(timelines, lanes, patch, shift, self.until) for shift in range(patch)]
+            for lanes in self._streams
         ]
         sizes = np.array([len(clocks[0]) for clocks in self._clocks], np.float64)
         self._chance = sizes / sizes.sum() if sizes.sum() else sizes
@@ -70,33 +71,25 @@ class WindowSampler:
 
     def __iter__(self) -> Iterator[Batch]:
         for index in range(self.batches):
-            if index % self.carry == 0:
+            turn = index % self.carry
+            if turn == 0:
                 runs = self._draw()
-            part = slice((index % self.carry) * self.tokens, (index % self.carry + 1) * self.tokens)
-            yield assemble(
-                self.timelines,
-                self.config,
-                [(lane, clocks[part], nexts[part]) for lane, clocks, nexts in runs],
-                self.rng,
-                until=self.until,
-                previous=[
-                    clocks[part.start - 1] if part.start and len(clocks) >= part.start else None
-                    for _, clocks, _ in runs
-                ],
-                fresh=index % self.carry == 0,
-            )
+                held = [run.before for run in runs]
+            span = turn * self.tokens, (turn + 1) * self.tokens
+            now = [run.part(*span, before) for run, before in zip(runs, held, strict=True)]
+            batch, held = assemble(self.timelines, self.config, now, self.rng, until=self.until, fresh=turn == 0)
+            yield batch
 
-    def _draw(self) -> list[tuple[int, Ints, Ints]]:
-        """For each row of a batch: a lane, the clocks of its commits and of the commit after each."""
+    def _draw(self) -> list[Run]:
+        """For each window of a batch: a stream, the clocks of its patches and of the patch after each."""
         runs = []
         span = self.tokens * self.carry
-        lanes = self.rng.choice(len(self._chance), self.batch_size, p=self._chance)
-        for lane in lanes.tolist():
-            clocks = self._clocks[lane][int(self.rng.integers(self.config.patch_length))]
+        for stream in self.rng.choice(len(self._chance), self.batch_size, p=self._chance).tolist():
+            clocks = self._clocks[stream][int(self.rng.integers(self.config.patch_length))]
             if not len(clocks):
-                clocks = self._clocks[lane][0]
+                clocks = self._clocks[stream][0]
             first = int(self.rng.integers(max(1, len(clocks) - span + 1)))
-            runs.append((lane, *_span(clocks, first, first + span, self.config.patch_length)))
+            runs.append(run_of(self._streams[stream], clocks, first, first + span, self.config.patch_length))
         return runs
 
 
@@ -108,88 +101,59 @@ def validation_batches(
     Batches without an observed target are left out; with none left, nothing picks the weights.
     """
     rng = np.random.default_rng(seed)
+    until = timelines.start + timelines.steps
     runs = []
-    for lane in range(len(timelines)):
-        clocks = timelines.commit_clocks(lane, config.patch_length)
-        first = max(0, int(np.searchsorted(clocks, since[lane])) - 1)
+    for lanes in streams_of(timelines):
+        clocks = patch_clocks(timelines, lanes, config.patch_length, 0, until)
+        first = max(0, int(np.searchsorted(clocks, since[lanes].min())) - 1)
         for begin in range(first, len(clocks), tokens):
             low = max(0, begin - tokens)
-            span = _span(clocks, low, begin + tokens, config.patch_length)
-            runs.append((lane, *span, begin - low))
-    out = []
-    for at in range(0, len(runs), batch_size):
-        part = runs[at : at + batch_size]
-        batch = assemble(
-            timelines,
-            config,
-            [run[:3] for run in part],
-            rng,
-            until=timelines.start + timelines.steps,
-            previous=[None] * len(part),
-            fresh=True,
-            since=since,
-        )
-        for row, (*_, warm) in enumerate(part):
-            batch.weight[row, :warm] = False
-        if batch.weight.any():
-            out.append(batch)
-    return out
+            runs.append(run_of(lanes, clocks, low, begin + tokens, config.patch_length, warm=begin - low))
+    parts = [runs[at : at + batch_size] for at in range(0, len(runs), batch_size)]
+    batches = [assemble(timelines, config, part, rng, until=until, fresh=True, since=since)[0] for part in parts]
+    return [batch for batch in batches if batch.weight.any()]
 
 
 def assemble(
     timelines: Timelines,
     config: ForecasterConfig,
-    runs: list[tuple[int, Ints, Ints]],
+    runs: list[Run],
     rng: np.random.Generator,
     *,
     until: Ints,
-    previous: list[np.int64 | None],
     fresh: bool,
     since: Ints | None = None,
-) -> Batch:
-    """Pad runs of (lane, commit clocks, next commit clocks) to a batch; only targets in [since, until) weigh."""
+) -> tuple[Batch, list[Ints]]:
+    """Lay runs end to end; only targets at steps in [since, until) weigh. Also the last commits of every run."""
     patch = config.patch_length
-    length = np.array([len(clocks) for _, clocks, _ in runs])
-    size = int(length.max(initial=1))
-    lane = np.repeat(np.array([run[0] for run in runs], np.int64)[:, None], size, 1)
-    clock = np.repeat(timelines.start[lane[:, :1]], size, 1)  # padding reads the lane's first step and weighs nothing
-    upper = clock + 1
-    elapsed = np.zeros(clock.shape)
-    for row, ((_, clocks, nexts), before) in enumerate(zip(runs, previous, strict=True)):
-        n = len(clocks)
-        clock[row, :n], upper[row, :n] = clocks, nexts
-        if n:
-            elapsed[row, 0] = 0 if before is None else (clocks[0] - before) / patch
-            elapsed[row, 1:n] = np.diff(clocks) / patch
-    query = clock + rng.integers(1, upper - clock + 1)
+    clock = np.concatenate([run.clocks for run in runs])
+    asked = clock + rng.integers(1, np.concatenate([run.nexts for run in runs]) - clock + 1)
+    packed = pack(timelines, runs, patch, asked)
+    commits, queries, lanes = packed.commits, packed.queries, packed.lanes
+    lane, query = queries.lane, queries.clock
     target, seen = timelines.targets(lane, query)
-    step = query[..., None] + np.arange(1, timelines.horizon + 1)
-    valid = (np.arange(size) < length[:, None])[..., None] & (step < until[lane][..., None])
+    step = query[:, None] + np.arange(1, timelines.horizon + 1)
+    valid = (step < until[lane][:, None]) & ~packed.warm[:, None]
     if since is not None:
-        valid &= step >= since[lane][..., None]
-    queries = QueryInputs(
-        timelines.windows(lane, query, patch),
-        timelines.future(lane, query),
-        timelines.lags(lane, query, config.lag_skip),
-    )
-    return Batch(
-        commits=timelines.windows(lane, clock, patch),
-        elapsed=elapsed,
-        length=from_numpy(length),
-        queries=queries,
-        query_elapsed=(query - clock) / patch,
-        static_real=timelines.static_real[lane[:, 0]],
-        static_categories=timelines.static_categories[lane[:, 0]],
+        valid &= step >= since[lane][:, None]
+    windows = timelines.windows(lane, query, patch)
+    layout = Layout(packed.length, packed.after, packed.owner)
+    if config.across:
+        everyone = np.ones(len(commits.lane), np.bool_)
+        layout = layout._replace(
+            commit_peers=commits.peers(packed.moments, everyone),
+            query_peers=queries.peers(packed.moments, windows.heard()),
+        )
+    batch = Batch(
+        commits=timelines.windows(commits.lane, commits.clock, patch),
+        elapsed=commits.waited / patch,
+        layout=layout,
+        queries=QueryInputs(windows, timelines.future(lane, query), timelines.lags(lane, query, config.lag_skip)),
+        query_elapsed=queries.waited / patch,
+        static_real=timelines.static_real[lanes],
+        static_categories=timelines.static_categories[lanes],
         target=target,
         weight=seen & valid[..., None],
         fresh=fresh,
     )
-
-
-def _span(clocks: Ints, first: int, stop: int, patch: int) -> tuple[Ints, Ints]:
-    """Clocks [first:stop] and, for each, the clock of the commit after it (one patch on, where there is none)."""
-    part = clocks[first:stop]
-    nexts = clocks[first + 1 : stop + 1]
-    if len(nexts) < len(part):
-        nexts = np.append(nexts, part[-1] + patch)
-    return part, nexts
+    return batch, packed.last

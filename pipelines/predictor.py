@@ -25,12 +25,13 @@ from gluonts.transform import Identity
 
 from tsgdn2 import checkpoint
 from tsgdn2.errors import CheckpointError
-from tsgdn2.forecaster import Forecaster, ForecasterConfig, QueryInputs
+from tsgdn2.forecaster import Forecaster, ForecasterConfig, Layout, QueryInputs
 from tsgdn2.pipelines.distribution import Distribution
 from tsgdn2.pipelines.entries import RawSeries, read_entry
+from tsgdn2.pipelines.packing import NONE, pack, patch_clocks, run_of, streams_of, timelines_of
 from tsgdn2.scale import Floats
+from tsgdn2.sequence import Peers
 from tsgdn2.standards import Standards
-from tsgdn2.timeline import Timelines
 
 KIND = "tsgdn2-predictor-weights"
 SCHEMA = 1
@@ -102,46 +103,48 @@ class GDN2Predictor(PyTorchPredictor):
                 yield SampleForecast(array, start_date=start, item_id=raw.item_id)
 
     @torch.inference_mode()
-    def _outputs(self, batch: Sequence[RawSeries], num_samples: int | None) -> Floats:
-        """[B, Q or samples, H, C] in the units of the channels."""
+    def _outputs(self, batch: Sequence[RawSeries], num_samples: int | None) -> list[Floats]:
+        """Of every series, [Q or samples, H, C] in the units of the channels."""
         config, model = self.config, self.forecaster.eval()
-        series = [raw.series(self.standards, self.channels) for raw in batch]
-        lanes = [lane for one in series for lane in one.lanes(config)]
-        lines = Timelines(lanes, window=config.window, horizon=config.prediction_length, half_life=config.half_life)
-        lane = np.arange(len(lines))
+        lines, entry = timelines_of([raw.series(self.standards, self.channels) for raw in batch], config)
+        lane, patch = np.arange(len(lines)), config.patch_length
         clock = lines.start + lines.steps - 1
-        patch = config.patch_length
-        commits = [lines.commit_clocks(i, patch, before=int(clock[i] // patch * patch)) for i in range(len(lines))]
-        length = np.array([len(c) for c in commits])
-        size = max(1, int(length.max()))
-        ends = np.repeat(lines.start[:, None], size, 1)
-        elapsed = np.zeros(ends.shape)
-        for i, own in enumerate(commits):
-            ends[i, : len(own)] = own
-            elapsed[i, 1 : len(own)] = np.diff(own) / patch
+        closed = clock // patch * patch
+        streams = streams_of(lines)
+        clocks = [patch_clocks(lines, own, patch, 0, closed) for own in streams]
         static = model.static(lines.static_real, lines.static_categories)
-        grid = np.repeat(lane[:, None], size, 1)
         state = model.initial_state(len(lines))
-        for begin in range(0, size, PIECE):  # what is in flight stays small, however long the history is
-            part = slice(begin, begin + PIECE)
-            inside = torch.from_numpy(np.clip(length - begin, 0, PIECE))
-            windows = lines.windows(grid[:, part], ends[:, part], patch)
-            state = model.prefill(windows, elapsed[:, part], inside, static, state)
-        newest = ends[lane, np.maximum(length - 1, 0)]
-        waited = np.where(length > 0, clock - newest, 0) / patch
-        inputs = QueryInputs(
-            lines.windows(lane, clock, patch), lines.future(lane, clock), lines.lags(lane, clock, config.lag_skip)
-        )
-        out = model.read(inputs, waited, static, state).double()  # [lanes, H, lane C, outputs]
+        held = [np.full(len(own), NONE) for own in streams]
+        for begin in range(0, max(1, *map(len, clocks)), PIECE):  # what is in flight stays small, however long it is
+            runs = [
+                run_of(own, ends, begin, begin + PIECE, patch).part(0, PIECE, before)
+                for own, ends, before in zip(streams, clocks, held, strict=True)
+            ]
+            packed = pack(lines, runs, patch, np.concatenate([run.clocks for run in runs]))
+            commits, held = packed.commits, packed.last
+            layout = Layout(packed.length)
+            if config.across:
+                everyone = np.ones(len(commits.lane), np.bool_)
+                layout = layout._replace(commit_peers=commits.peers(packed.moments, everyone))
+            windows = lines.windows(commits.lane, commits.clock, patch)
+            state = model.prefill(windows, commits.waited / patch, layout, static, state)
+        newest = np.concatenate(held)
+        waited = np.where(newest == NONE, 0, clock - np.where(newest == NONE, 0, newest)) / patch
+        asked = lines.windows(lane, clock, patch)
+        peers = None
+        if config.across:
+            column = np.concatenate([np.arange(len(own)) for own in streams])
+            width = int(column.max()) + 1
+            peers = Peers(lines.group, column, asked.heard(), groups=len(streams), width=width)
+        inputs = QueryInputs(asked, lines.future(lane, clock), lines.lags(lane, clock, config.lag_skip))
+        out = model.read(inputs, waited, static, state, peers).double()  # [lanes, H, lane C, outputs]
         if self.distribution is None:
             z = out.sort(-1).values
         else:
             z = self.distribution.sample(out, num_samples or self.num_samples)
         mean, scale = lines.statistics(lane, clock)
         y = mean[:, None, :, None] + scale[:, None, :, None] * z.numpy()
-        y = y.reshape(len(batch), config.lanes, config.prediction_length, config.lane_channels, -1)
-        y = np.moveaxis(y, 1, 2).reshape(len(batch), config.prediction_length, config.channels, -1)
-        return np.asarray(np.moveaxis(y, -1, 1))
+        return [np.moveaxis(np.concatenate(list(y[entry == i]), axis=1), -1, 0) for i in range(len(batch))]
 
     def serialize(self, path: Path) -> None:
         """Folder with GluonTS's JSON files and the weights as checksummed safetensors; no pickle."""

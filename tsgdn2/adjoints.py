@@ -3,6 +3,7 @@
     unit            y = x r,  r = (sum x^2 + eps)^-1/2                      dx = r (dy - y (y . dy))
     rms_norm        y = u weight,  u = x r,  r = (mean x^2 + eps)^-1/2      dx = r (s - u mean(u s)),  s = weight dy
     short_conv      y_t = sum_i conv_i x_{t+i}                              dx_{t+i} += conv_i dy_t
+    take_rows       y_i = x[index_i], distinct rows, 0 beyond the last      dx_j = dy[back_j]
 
 The forward passes are the plain expressions, in their order, so training, batch and stream stay equal; without autograd
 unit and rms_norm run bare, because a stream would pay for the bookkeeping. The limit: differentiable once.
@@ -42,6 +43,16 @@ def short_conv(inputs: Tensor, conv: Tensor, last: Tensor | None = None) -> Tens
     return y
 
 
+def take_rows(x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+    """Distinct rows of x [m, ..]: y [n, ..] with y_i = x[index_i] and index_{back_j} = j; one of them has holes.
+
+    n < m: index [n] is whole, and back_j = n where row j is not taken. n > m: back [m] is whole, and index_i = m where
+    y_i is zero.
+    """
+    y: Tensor = _TakeRows.apply(x, index, back)  # type: ignore[no-untyped-call]
+    return y
+
+
 def _over_length(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     r = torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
     return x * r, r
@@ -65,6 +76,27 @@ class _Unit(torch.autograd.Function):
         y, r = ctx.saved_tensors  # type: ignore[attr-defined]
         along = (dy * y).sum(-1, keepdim=True)
         return torch.addcmul(dy, y, along, value=-1).mul_(r), None
+
+
+class _TakeRows(torch.autograd.Function):
+    """Autograd adds every row to zeros, one at a time, because it can not know that they are distinct."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(index, back)
+        return _rows(x, index, back)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: Tensor) -> tuple[Tensor, None, None]:
+        index, back = ctx.saved_tensors  # type: ignore[attr-defined]
+        return _rows(dy, back, index), None, None
+
+
+def _rows(x: Tensor, index: Tensor, back: Tensor) -> Tensor:
+    if len(index) > len(x):  # rows that come from nowhere are zero
+        return x.new_zeros(len(index), *x.shape[1:]).index_copy_(0, back, x)
+    return x.index_select(0, index)
 
 
 class _RMSNorm(torch.autograd.Function):

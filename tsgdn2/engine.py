@@ -22,6 +22,7 @@ from tsgdn2.errors import ConfigError
 from tsgdn2.forecaster import Forecaster, QueryInputs
 from tsgdn2.patch import Windows
 from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of
+from tsgdn2.sequence import Peers
 from tsgdn2.slab import NONE, Ints, Slab
 from tsgdn2.state import ForecasterState
 from tsgdn2.timeline import standardise
@@ -93,10 +94,10 @@ class Engine:
         inputs = QueryInputs(windows, np.repeat(future, cfg.lanes, axis=0), self._split(lags))
         static = self._static(slots)
         out = []
-        for tile, real in _tiles(len(elapsed)):
+        for tile, kept, peers in self._tiles(np.ones(len(elapsed), np.bool_), windows.heard()):
             part = QueryInputs(_take(inputs.windows, tile), inputs.future[tile], inputs.lags[tile])
-            y = self.forecaster.read(part, elapsed[tile], static[tile], state.rows(torch.from_numpy(tile)))
-            out.append(y[:real].double().numpy())
+            y = self.forecaster.read(part, elapsed[tile], static[tile], state.rows(torch.from_numpy(tile)), peers)
+            out.append(y[torch.from_numpy(kept)].double().numpy())
         z = np.sort(np.concatenate(out), axis=-1)  # [N * lanes, H, lane C, Q]
         z = z.reshape(len(slots), cfg.lanes, cfg.prediction_length, cfg.lane_channels, -1)
         z = np.moveaxis(z, 1, 2).reshape(len(slots), cfg.prediction_length, cfg.channels, -1)
@@ -119,12 +120,11 @@ class Engine:
         rows = np.flatnonzero(written)
         after = state.rows(torch.arange(len(state.count)))  # one copy, edited in place below
         traced: list[list[dict[str, Tensor]]] = []
-        for tile, real in _tiles(len(rows)):
-            at = rows[tile]
-            before = state.rows(torch.from_numpy(at))
-            new, traces = self.forecaster.commit(_take(windows, at), elapsed[at], static[at], before)
-            _put(after, at[:real], new.rows(torch.arange(real)))
-            traced.append([{name: t[:real] for name, t in trace.items()} for trace in traces])
+        for tile, kept, peers in self._tiles(written, written):
+            before, mine = state.rows(torch.from_numpy(tile)), torch.from_numpy(kept)
+            new, traces = self.forecaster.commit(_take(windows, tile), elapsed[tile], static[tile], before, peers)
+            _put(after, tile[kept], new.rows(mine))
+            traced.append([{name: t[mine] for name, t in trace.items()} for trace in traces])
         if audit and self.audit is not None and len(rows):
             cohort = cohorts(windows.seen[rows], elapsed[rows])
             self._observe(lanes[rows], state.rows(torch.from_numpy(rows)), traced, clock[rows], cohort)
@@ -182,6 +182,36 @@ class Engine:
             categories = np.concatenate([categories, channel], axis=1)
         return self.forecaster.static(real, categories)
 
+    def _tiles(self, wanted: Bools, seen: Bools) -> Iterator[tuple[Ints, Ints, Peers | None]]:
+        """Index tiles over lanes [N * lanes], which rows of each are real and wanted, and who stands beside whom.
+
+        A tile has TILE rows and is padded with its first one. Where channels look at each other it holds whole streams,
+        wanted lanes or not, in as many multiples of TILE rows as one stream needs; only `seen` lanes are looked at.
+        """
+        if not self.config.across:
+            rows = np.flatnonzero(wanted)
+            for begin in range(0, len(rows), TILE):
+                real = rows[begin : begin + TILE]
+                yield np.append(real, np.full(TILE - len(real), real[0])), np.arange(len(real)), None
+            return
+        width = self.config.lanes
+        many = max(1, TILE // width)
+        size = -(-many * width // TILE) * TILE
+        place = np.arange(size)
+        streams = np.flatnonzero(wanted.reshape(-1, width).any(1))
+        for begin in range(0, len(streams), many):
+            real = streams[begin : begin + many]
+            lanes = (real[:, None] * width + np.arange(width)).reshape(-1)
+            tile = np.append(lanes, np.full(size - len(lanes), lanes[0]))
+            peers = Peers(
+                place // width,
+                place % width,
+                seen[tile] & (place < len(lanes)),
+                groups=-(-size // width),
+                width=width,
+            )
+            yield tile, np.flatnonzero(wanted[lanes]), peers
+
 
 def audit_of(config: AuditConfig | None, forecaster: Forecaster) -> OnlineAudit | None:
     """The online audit of a forecaster's states; None stays None, ConfigError for a mixer that has no such state."""
@@ -201,15 +231,6 @@ def cohorts(seen: Bools, elapsed: Floats) -> Ints:
     """Cohort of each committed patch [N]: 0 complete, 1 partial, 2 the first after a gap of a patch or more."""
     partial = ~seen.all((1, 2))
     return np.where(elapsed > 1, 2, partial.astype(np.int64))
-
-
-def _tiles(count: int) -> Iterator[tuple[Ints, int]]:
-    """Index tiles of TILE rows, the last one padded with its first row, and how many rows of each are real."""
-    for begin in range(0, count, TILE):
-        real = min(TILE, count - begin)
-        tile = np.full(TILE, begin)
-        tile[:real] = np.arange(begin, begin + real)
-        yield tile, real
 
 
 def _take(windows: Windows, rows: Ints) -> Windows:

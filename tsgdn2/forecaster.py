@@ -6,7 +6,7 @@
 `forward` is the training path, `prefill` + `read` the batch forecast, `commit` + `read` the stream; a test holds the
 three equal after every observation.
 
-B batch, N tokens, D width, L layers, H horizon, C channels, Q quantiles, P patch.
+B lanes, N commits and M queries of all of them end to end, D width, H horizon, C channels, Q quantiles, P patch.
 """
 
 from __future__ import annotations
@@ -19,16 +19,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from tsgdn2.block import Block, RMSNorm
+from tsgdn2.block import Block
 from tsgdn2.forecaster_config import MIXERS, ForecasterConfig
 from tsgdn2.gdn2 import GDN2Mixer
 from tsgdn2.head import HorizonHead
 from tsgdn2.mixer import Commits, LSTMMixer, Mixer, NoMixer, Queries
+from tsgdn2.norm import RMSNorm
 from tsgdn2.patch import SensorPatcher, Windows
 from tsgdn2.scale import Floats
+from tsgdn2.sequence import Ints, Peers, Sequences
 from tsgdn2.state import ForecasterState
 
-__all__ = ["MIXERS", "Forecaster", "ForecasterConfig", "QueryInputs", "with_channels"]
+__all__ = ["MIXERS", "Forecaster", "ForecasterConfig", "Layout", "QueryInputs", "with_channels"]
+
+
+class Layout(NamedTuple):
+    """Whose tokens are whose: length [B] of each lane, after and owner [M] of the queries (see Sequences), peers."""
+
+    length: Ints
+    after: Ints | None = None
+    owner: Ints | None = None
+    commit_peers: Peers | None = None
+    query_peers: Peers | None = None
 
 
 class QueryInputs(NamedTuple):
@@ -58,7 +70,7 @@ class Forecaster(nn.Module):
             cycles=config.calendar,
         )
         self.blocks = nn.ModuleList(
-            Block(config.width, config.mlp, _mixer(config), config.dropout) for _ in range(config.layers)
+            Block(config.width, config.mlp, _mixer(config), config.dropout, config.across) for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.head = HorizonHead(
@@ -103,16 +115,23 @@ class Forecaster(nn.Module):
         self,
         commits: Windows,
         elapsed: Floats,
-        length: Tensor,
+        layout: Layout,
         queries: QueryInputs,
         query_elapsed: Floats,
         static: Tensor,
         state: ForecasterState | None = None,
     ) -> tuple[Tensor, ForecasterState]:
-        """Train: N commits, a query after each. Returns head outputs [B,N,H,C,Q] (standardised) and the state."""
-        static_n = static[:, None].expand(-1, elapsed.shape[1], -1)
-        stream, after = self._commits(commits, elapsed, length, static_n, state)
-        asked = Queries(self.patcher(queries.windows, "query", static_n).embedding, self._tensor(query_elapsed))
+        """Train: N commits and M queries between them. Returns head outputs [M,H,C,Q] (standardised) and the state.
+
+        commits, elapsed [N]; queries, query_elapsed [M]; static [B,S].
+        """
+        stream, after = self._commits(commits, elapsed, layout, static, state)
+        at = stream.at
+        asked = Queries(
+            self.patcher(queries.windows, "query", static[at.query_owner]).embedding,
+            self._tensor(query_elapsed),
+            layout.query_peers,
+        )
         layers = []
         for i, block in enumerate(self._blocks()):
             last = i == len(self.blocks) - 1
@@ -120,49 +139,64 @@ class Forecaster(nn.Module):
             asked = asked._replace(x=y)
             stream = stream if last else stream._replace(x=x)
             layers.append(layer)
-        out = self.head(self.norm(asked.x), self._tensor(queries.future), self._tensor(queries.lags), static)
-        return out, after.after(layers, length)
+        inputs = self.norm(asked.x), self._tensor(queries.future), self._tensor(queries.lags)
+        return self._horizon(at, static, *inputs), after.after(layers, torch.from_numpy(at.length))
 
     def prefill(
-        self, commits: Windows, elapsed: Floats, length: Tensor, static: Tensor, state: ForecasterState | None = None
+        self, commits: Windows, elapsed: Floats, layout: Layout, static: Tensor, state: ForecasterState | None = None
     ) -> ForecasterState:
         """Read a history of commits in one chunkwise pass; arguments as `forward`. Returns the state after it."""
-        stream, after = self._commits(commits, elapsed, length, static[:, None].expand(-1, elapsed.shape[1], -1), state)
+        stream, after = self._commits(commits, elapsed, layout, static, state)
         layers = []
         for i, block in enumerate(self._blocks()):
             last = i == len(self.blocks) - 1
             x, _, layer = block(stream, None, after.layers[i], commit_output=not last)
             stream = stream if last else stream._replace(x=x)
             layers.append(layer)
-        return after.after(layers, length)
+        return after.after(layers, torch.from_numpy(stream.at.length))
 
     def commit(
-        self, windows: Windows, elapsed: Floats, static: Tensor, state: ForecasterState
+        self, windows: Windows, elapsed: Floats, static: Tensor, state: ForecasterState, peers: Peers | None = None
     ) -> tuple[ForecasterState, list[dict[str, Tensor]]]:
         """One commit token per row. Returns the state after and, per layer, the trace that the audit reads."""
         tokens = self.patcher(windows, "commit", static)
         x, waited = tokens.embedding, self._tensor(elapsed)
         layers, traces = [], []
         for i, block in enumerate(self._blocks()):
-            x, layer, traced = block.step(x, tokens.observed, waited, state.count, state.layers[i])
+            x, layer, traced = block.step(x, tokens.observed, waited, state.count, state.layers[i], peers)
             layers.append(layer)
             traces.append(traced)
         return state.after(layers, torch.ones_like(state.count)), traces
 
-    def read(self, queries: QueryInputs, elapsed: Floats, static: Tensor, state: ForecasterState) -> Tensor:
+    def read(
+        self,
+        queries: QueryInputs,
+        elapsed: Floats,
+        static: Tensor,
+        state: ForecasterState,
+        peers: Peers | None = None,
+    ) -> Tensor:
         """One query per row, [B,H,C,Q] standardised; leaves nothing behind."""
         x, waited = self.patcher(queries.windows, "query", static).embedding, self._tensor(elapsed)
         for i, block in enumerate(self._blocks()):
-            x = block.read(x, waited, state.layers[i])
+            x = block.read(x, waited, state.layers[i], peers)
         inputs = self._tensor(queries.future), self._tensor(queries.lags), static
         return torch.as_tensor(self.head(self.norm(x), *inputs))
 
     def _commits(
-        self, windows: Windows, elapsed: Floats, length: Tensor, static_n: Tensor, state: ForecasterState | None
+        self, windows: Windows, elapsed: Floats, layout: Layout, static: Tensor, state: ForecasterState | None
     ) -> tuple[Commits, ForecasterState]:
-        state = state if state is not None else self.initial_state(len(length))
-        tokens = self.patcher(windows, "commit", static_n)
-        return Commits(tokens.embedding, tokens.observed, self._tensor(elapsed), length, state.count), state
+        state = state if state is not None else self.initial_state(len(layout.length))
+        at = Sequences(layout.length, state.count.numpy(), layout.after, layout.owner)
+        tokens = self.patcher(windows, "commit", static[at.commit_owner])
+        return Commits(tokens.embedding, tokens.observed, self._tensor(elapsed), at, layout.commit_peers), state
+
+    def _horizon(self, at: Sequences, static: Tensor, h: Tensor, future: Tensor, lags: Tensor) -> Tensor:
+        """The head over M queries; where lanes are equally long their own lag maps are gathered once a lane."""
+        if at.dense and at.uniform is not None:
+            rows = (t.unflatten(0, (at.size, at.uniform)) for t in (h, future, lags))
+            return torch.as_tensor(self.head(*rows, static)).flatten(0, 1)
+        return torch.as_tensor(self.head(h, future, lags, static[at.query_owner]))
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

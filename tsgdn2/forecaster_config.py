@@ -15,6 +15,7 @@ from tsgdn2 import clock
 from tsgdn2.errors import ConfigError
 
 MIXERS = ("gdn2", "lstm", "none")
+MODES = ("independent", "joint", "attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class ForecasterConfig:
     channels: int = 1
     """Channels of one observation."""
     mode: str = "independent"
-    """"independent": one sequence per channel, shared weights. "joint": one token holds all channels."""
+    """"independent": one sequence per channel, shared weights. "joint": one token holds all channels. "attention":
+    independent, and the channels of one moment attend to each other; the model serves any number of them."""
     quantiles: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """Levels of the forecast, increasing, inside (0, 1)."""
     outputs: int = 0
@@ -89,14 +91,17 @@ class ForecasterConfig:
         levels = self.quantiles
         rising = all(a < b for a, b in zip((0.0, *levels), (*levels, 1.0), strict=True))
         _require("quantiles", levels, "increasing levels inside (0, 1), at least one", bool(levels) and rising)
-        _require("mode", self.mode, 'one of "independent", "joint"', self.mode in ("independent", "joint"))
+        _require("mode", self.mode, f"one of {MODES}", self.mode in MODES)
         _require("mixer", self.mixer, f"one of {MIXERS}", self.mixer in MIXERS)
         _require("decay_from", self.decay_from, '"previous" or "own"', self.decay_from in ("previous", "own"))
         _require(
             "channel_identity",
             self.channel_identity,
-            "False unless mode is independent",
-            not self.channel_identity or self.mode == "independent",
+            "False where one token holds all channels (mode joint)",
+            not self.channel_identity or self.mode != "joint",
+        )
+        _require(
+            "heads", self.heads, "a divisor of width in mode attention", not self.across or self.width % self.heads == 0
         )
         _require("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
         _require("norm_max", self.norm_max, "> 0 and finite", 0 < self.norm_max < float("inf"))
@@ -116,13 +121,18 @@ class ForecasterConfig:
 
     @property
     def lanes(self) -> int:
-        """Sequences per stream: one per channel when independent, one when joint."""
-        return self.channels if self.mode == "independent" else 1
+        """Sequences per stream: one when joint, else one per channel."""
+        return 1 if self.mode == "joint" else self.channels
 
     @property
     def lane_channels(self) -> int:
         """Channels of one sequence."""
-        return 1 if self.mode == "independent" else self.channels
+        return self.channels if self.mode == "joint" else 1
+
+    @property
+    def across(self) -> int:
+        """Heads of the attention across channels; 0 for none."""
+        return self.heads if self.mode == "attention" else 0
 
     @property
     def identities(self) -> int:

@@ -28,9 +28,10 @@ from torch.nn import functional as F  # noqa: N812
 from tsgdn2.adjoints import rms_norm, short_conv, unit
 from tsgdn2.kernels.ops import gdn2_scan, gdn2_step
 from tsgdn2.mixer import Commits, Mixer, MixerState, Queries
+from tsgdn2.sequence import BOUND_EVERY, TAPS, Plan, Sequences, WholePlan
 
-BOUND_EVERY = 64
-_CONV = 4
+__all__ = ["BOUND_EVERY", "GDN2Mixer", "bound_factor"]
+
 _EPS = 1e-6
 
 
@@ -47,7 +48,7 @@ class GDN2Mixer(Mixer):
         # One matrix, query rows first: a query needs q and the two low-rank inputs and nothing else.
         self.sizes = (keys, rank, rank, keys, values, keys, values)
         self.in_proj = nn.Linear(width, sum(self.sizes), bias=False)
-        self.conv = nn.Parameter(torch.empty(_CONV, 2 * keys + values).uniform_(-0.5, 0.5))
+        self.conv = nn.Parameter(torch.empty(TAPS, 2 * keys + values).uniform_(-0.5, 0.5))
         self.gate_up = nn.Linear(rank, values)
         self.rate_up = nn.Linear(rank, keys, bias=False)
         self.A_log = nn.Parameter(torch.empty(heads).uniform_(1.0, 16.0).log())
@@ -61,51 +62,61 @@ class GDN2Mixer(Mixer):
         new = self.out_proj.weight.new_zeros
         return {
             "memory": new(batch, self.heads, self.key_dim, self.value_dim),
-            "inputs": new(batch, _CONV - 1, self.conv.shape[1]),
+            "inputs": new(batch, TAPS - 1, self.conv.shape[1]),
             "rate": new(batch, self.heads, self.key_dim),
         }
 
     def forward(
         self, commits: Commits, queries: Queries | None, state: MixerState, *, commit_output: bool
     ) -> tuple[Tensor | None, Tensor | None, MixerState]:
-        """A window of commits, each followed by at most one query; see Mixer.forward.
+        """A window of packed commits and the queries between them; see Mixer.forward.
 
-        Queries are interleaved as tokens with m = 0 and g = 0. Where no commit output is asked for, the commit's own
-        read is replaced by the query's, and no token is added.
+        Queries are interleaved as tokens with m = 0 and g = 0. Where no commit output is asked for and every commit has
+        its query, the commit's own read is replaced by the query's, and no token is added.
         """
+        at = commits.at
         keys, values = self.sizes[0], self.sizes[4]
         sizes = (keys, *self.sizes[1:3], keys + values, keys, values)
         q_in, gate_low, rate_low, kv_in, b_in, w_in = self.in_proj(commits.x).split(sizes, -1)
         q_state, kv_state = state["inputs"].split([keys, keys + values], -1)
-        q_inputs, kv_inputs = torch.cat([q_state, q_in], 1), torch.cat([kv_state, kv_in], 1)
-        k, v = F.silu(short_conv(kv_inputs, self.conv[:, keys:])).split([keys, values], -1)
+        q_inputs, kv_inputs = at.extended(q_state, q_in), at.extended(kv_state, kv_in)
+        kv = at.convolved(short_conv(at.each(kv_inputs), self.conv[:, keys:]))
+        k, v = F.silu(kv).split([keys, values], -1)
         k, v = self._unit(k), self._heads(v)
-        q = self._unit(F.silu(short_conv(q_inputs, self.conv[:, :keys]))) if commit_output else k  # k: nobody reads
         rate = self._rate(rate_low)
-        before = torch.cat([state["rate"][:, None], rate[:, :-1]], 1) if self.decay_from == "previous" else rate
-        valid = torch.arange(commits.x.shape[1], device=q.device) < commits.length[:, None]
-        g = torch.where(valid, commits.elapsed, 0.0)[..., None, None] * before
-        m = torch.where(valid, commits.observed, 0.0)
+        rates = torch.cat([state["rate"], rate])
+        g = commits.elapsed[:, None, None] * (at.before.take(rates) if self.decay_from == "previous" else rate)
         b, w = self._heads(b_in).sigmoid(), self._heads(w_in).sigmoid()
-
         query_q = None
         if queries is not None:
             rows = sum(self.sizes[:3])
             own_q, query_gate, query_rate = F.linear(queries.x, self.in_proj.weight[:rows]).split(self.sizes[:3], -1)
-            query_q = self._unit(F.silu(short_conv(q_inputs[:, 1:], self.conv[:, :keys], own_q)))
-            held = rate if self.decay_from == "previous" else self._rate(query_rate)
-            query_q = query_q * torch.exp(queries.elapsed[..., None, None] * held)
-
-        memory, o, query_o = self._scan(q, k, v, g, b, w, m, query_q, commit_output, state["memory"], commits)
-        last, row = commits.length, torch.arange(len(commits.length), device=q.device)
-        cached = row[:, None], last[:, None] + torch.arange(_CONV - 1, device=q.device)
+            query_q = self._unit(F.silu(self._query_conv(at, q_inputs, own_q)))
+            if self.decay_from == "own":
+                held = self._rate(query_rate)
+            else:
+                held = rate if at.dense else rates.index_select(0, at.held)
+            query_q = query_q * torch.exp(queries.elapsed[:, None, None] * held)
+        q = k  # which nobody reads
+        if commit_output:
+            q = self._unit(F.silu(at.convolved(short_conv(at.each(q_inputs), self.conv[:, :keys]))))
+        tokens, m, memory = (q, k, v, g, b, w), commits.observed, state["memory"]
+        read, query_read = None, None
+        if query_q is not None and at.dense and not commit_output:
+            query_read, memory = self._scan((query_q, *tokens[1:]), m, memory, at.commit_plan, behind=True)
+        elif query_q is not None:
+            plan = at.whole_plan
+            o, memory = self._scan(*_interleaved(plan, tokens, m, query_q), memory, Plan(plan.rounds))
+            read, query_read = plan.commits.take(o), plan.queries.take(o)
+        else:
+            read, memory = self._scan(tokens, m, memory, at.commit_plan)
         after = {
             "memory": memory,
-            "inputs": torch.cat([q_inputs[cached], kv_inputs[cached]], -1),
-            "rate": torch.cat([state["rate"][:, None], rate], 1)[row, last],
+            "inputs": at.cached.take(torch.cat([q_inputs, kv_inputs], -1)).unflatten(0, (at.size, TAPS - 1)),
+            "rate": at.last.take(rates),
         }
-        commit_y = self._output(o, gate_low) if o is not None else None
-        query_y = self._output(query_o, query_gate) if query_o is not None else None
+        commit_y = self._output(read, gate_low) if commit_output and read is not None else None
+        query_y = None if query_read is None else self._output(query_read, query_gate)
         return commit_y, query_y, after
 
     def step(
@@ -148,57 +159,42 @@ class GDN2Mixer(Mixer):
         o = self.key_dim**-0.5 * (q[..., None] * state["memory"]).sum(-2)
         return self._output(o, gate_low)
 
+    def _query_conv(self, at: Sequences, inputs: Tensor, own: Tensor) -> Tensor:
+        """Convolution [M,HK] of every query's own input with the last three of the commits before it."""
+        conv = self.conv[:, : self.sizes[0]]
+        if at.dense and at.uniform is not None:
+            return short_conv(at.each(inputs)[:, 1:], conv, own.unflatten(0, (at.size, at.uniform))).flatten(0, 1)
+        past = short_conv(inputs[None], conv[:-1])[0]
+        return past.index_select(0, at.query_taps) + conv[-1] * own
+
     def _scan(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        g: Tensor,
-        b: Tensor,
-        w: Tensor,
-        m: Tensor,
-        query_q: Tensor | None,
-        commit_output: bool,
-        memory: Tensor,
-        commits: Commits,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Scan in segments that end where the norm is bounded. Returns (memory, commit reads, query reads)."""
-        both = query_q is not None and commit_output
-        if query_q is not None:
-            q = torch.stack([q, query_q], 2).flatten(1, 2) if both else query_q
-        if both:
-            k, v, g, b, w = (F.pad(t[:, :, None], (0, 0, 0, 0, 0, 1)).flatten(1, 2) for t in (k, v, g, b, w))
-            m = F.pad(m[:, :, None], (0, 1)).flatten(1, 2)
-        stride = 2 if both else 1
-        alive = commits.count[commits.length > 0] % BOUND_EVERY  # a row that has ended is at no boundary
-        phase = int(alive[0]) if len(alive) else 0
-        assert bool((alive == phase).all()), "rows of a window must share the commit phase"
-        outputs, begin, tokens = [], 0, k.shape[1]
-        while begin < tokens:
-            end = min(tokens, begin + stride * (BOUND_EVERY - phase))
-            part = slice(begin, end)
-            o, memory = gdn2_scan(
-                q[:, part],
-                k[:, part],
-                v[:, part],
-                g[:, part],
-                b[:, part],
-                w[:, part],
-                mask=m[:, part],
-                initial_state=memory,
-            )
-            if (phase + (end - begin) // stride) == BOUND_EVERY:
-                reached = (commits.length * stride >= end)[:, None]
-                factor = torch.where(reached, bound_factor(memory, self.norm_max), 1.0)
-                memory = memory * factor[..., None, None]
-                if query_q is not None:  # the query after this commit reads the bounded state
-                    o = torch.cat([o[:, :-1], o[:, -1:] * factor[:, None, :, None]], 1)
-            outputs.append(o)
-            begin, phase = end, 0
-        o = torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
-        if both:
-            return memory, o[:, 0::2], o[:, 1::2]
-        return (memory, None, o) if query_q is not None else (memory, o if commit_output else None, None)
+        self, tokens: tuple[Tensor, ...], m: Tensor, memory: Tensor, plan: Plan, *, behind: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Scan q, k, v, g, b, w [N,H,*] in rounds that end where the norm is bounded: reads [N,H,V] and the memory.
+
+        behind: the reads are of queries behind their commits, so those at a bound see the bounded state.
+        """
+        if plan.order is not None:
+            tokens, m = tuple(plan.order.put(t) for t in tokens), plan.order.put(m)
+        reads = []
+        for part in plan.rounds:
+            q, k, v, g, b, w = (t[None, part.tokens] for t in tokens)
+            held = memory if part.rows is None else memory.index_select(0, part.rows)
+            o, held = gdn2_scan(
+                q, k, v, g, b, w, mask=m[None, part.tokens], initial_state=held, cu_seqlens=part.offsets
+            )  # fmt: skip
+            read = o[0]
+            if part.bound is not None:
+                factor = torch.where(part.bound.rows[:, None], bound_factor(held, self.norm_max), 1.0)
+                if bool((factor < 1).any()):
+                    held = held * factor[..., None, None]
+                    if behind:
+                        ends = torch.ones_like(read[..., 0]).index_copy(0, part.bound.last, factor[part.bound.rows])
+                        read = read * ends[..., None]
+            reads.append(read)
+            memory = held if part.rows is None else memory.index_copy(0, part.rows, held)
+        o = torch.cat(reads) if len(reads) > 1 else reads[0]
+        return (o if plan.order is None else plan.order.take(o)), memory
 
     def _activate(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         keys = self.sizes[0]
@@ -218,6 +214,15 @@ class GDN2Mixer(Mixer):
     def _output(self, o: Tensor, gate_low: Tensor) -> Tensor:
         gated = rms_norm(o, self.norm, _EPS) * F.silu(self._heads(self.gate_up(gate_low)))
         return torch.as_tensor(self.out_proj(gated.flatten(-2)))
+
+
+def _interleaved(
+    plan: WholePlan, tokens: tuple[Tensor, ...], m: Tensor, query_q: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Commits and queries in the order of the scan; a query is a token with m = 0 and g = 0."""
+    q, *others = tokens
+    mixed = plan.commits.put(q) + plan.queries.put(query_q)
+    return (mixed, *(plan.commits.put(t) for t in others)), plan.commits.put(m)
 
 
 def bound_factor(memory: Tensor, norm_max: float) -> Tensor:

@@ -1,10 +1,10 @@
 """What a sequence mixer is: tokens in, tokens out, with its whole memory in an explicit state.
 
-Every mixer has `forward` (a window of tokens), `step` (one commit token) and `read` (one query token) side by side;
-one property test holds them equal. A query reads and never writes, so `read` returns no state.
+Every mixer has `forward` (a window of packed sequences), `step` (one commit token) and `read` (one query token) side by
+side; one property test holds them equal. A query reads and never writes, so `read` returns no state.
 
-B batch, N tokens, D width. A state is a flat dict of tensors, batch first, so that a slab of streams, a checkpoint and
-a test need no knowledge of the mixer.
+B sequences, N commits and M queries of all of them end to end, D width. A state is a flat dict of tensors, batch first,
+so that a slab of streams, a checkpoint and a test need no knowledge of the mixer.
 """
 
 from __future__ import annotations
@@ -12,27 +12,33 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from tsgdn2.sequence import Peers, Sequences
 
 MixerState = dict[str, Tensor]
 
 
 class Commits(NamedTuple):
-    """Commit tokens, right-padded: x [B,N,D], observed [B,N], elapsed [B,N] patches, length [B], count [B] before."""
+    """Commit tokens of packed sequences: x [N,D], observed [N], elapsed [N] patches; `at` says which are whose."""
 
     x: Tensor
     observed: Tensor
     elapsed: Tensor
-    length: Tensor
-    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls on commits
+    at: Sequences
+    peers: Peers | None = None
+    """Commits of the same moment, for attention across channels."""
 
 
 class Queries(NamedTuple):
-    """One query after each commit: x [B,N,D], elapsed [B,N] patches since that commit."""
+    """Queries of the same sequences: x [M,D], elapsed [M] patches since the commit before; Commits.at places them."""
 
     x: Tensor
     elapsed: Tensor
+    peers: Peers | None = None
 
 
 class Mixer(nn.Module, ABC):
@@ -46,7 +52,7 @@ class Mixer(nn.Module, ABC):
     def forward(
         self, commits: Commits, queries: Queries | None, state: MixerState, *, commit_output: bool
     ) -> tuple[Tensor | None, Tensor | None, MixerState]:
-        """Mix a window. Returns commit outputs [B,N,D] (None unless asked), query outputs [B,N,D], the state after."""
+        """Mix a window. Returns commit outputs [N,D] (None unless asked), query outputs [M,D] and the state after."""
 
     @abstractmethod
     def step(
@@ -110,23 +116,29 @@ class LSTMMixer(Mixer):
     def forward(
         self, commits: Commits, queries: Queries | None, state: MixerState, *, commit_output: bool
     ) -> tuple[Tensor | None, Tensor | None, MixerState]:
-        """Token by token; see Mixer.forward."""
-        hidden, cell = state["hidden"], state["cell"]
+        """Token by token, padded; see Mixer.forward."""
+        hidden, cell, at = state["hidden"], state["cell"], commits.at
+        length = torch.from_numpy(at.length)
         inputs = _with_time(commits.x, commits.observed, commits.elapsed)
-        hiddens, cells = [], []
-        for n in range(commits.x.shape[1]):
-            alive = (n < commits.length)[:, None]
+        inputs = pad_sequence(list(inputs.split(at.length.tolist())), batch_first=True)
+        hiddens, cells = [hidden], [cell]
+        for n in range(inputs.shape[1]):
+            alive = (n < length)[:, None]
             h, c = self.cell(inputs[:, n], (hidden, cell))
             hidden, cell = torch.where(alive, h, hidden), torch.where(alive, c, cell)
             hiddens.append(hidden)
             cells.append(cell)
-        after = {"hidden": hidden, "cell": cell}
-        commit_y = self.output(torch.stack(hiddens, 1)) if commit_output else None
+        after, held = {"hidden": hidden, "cell": cell}, torch.stack(hiddens, 1)
+        commit_y = None
+        if commit_output:
+            place = torch.from_numpy(np.arange(at.commits) - at.offsets[at.own] + 1)
+            commit_y = self.output(held[at.commit_owner, place])
         if queries is None:
             return commit_y, None, after
-        flat_x = _with_time(queries.x, torch.zeros_like(queries.elapsed), queries.elapsed).flatten(0, 1)
-        h, _ = self.cell(flat_x, (torch.stack(hiddens, 1).flatten(0, 1), torch.stack(cells, 1).flatten(0, 1)))
-        return commit_y, self.output(h).unflatten(0, queries.x.shape[:2]), after
+        place = torch.from_numpy(at.after - at.offsets[at.owner] + 1)
+        asked = _with_time(queries.x, torch.zeros_like(queries.elapsed), queries.elapsed)
+        h, _ = self.cell(asked, (held[at.query_owner, place], torch.stack(cells, 1)[at.query_owner, place]))
+        return commit_y, self.output(h), after
 
     def step(
         self, x: Tensor, observed: Tensor, elapsed: Tensor, count: Tensor, state: MixerState

@@ -43,6 +43,10 @@ class Windows(NamedTuple):
     clock: NDArray[np.int64]
     known: Floats
 
+    def heard(self) -> Bools:
+        """Whether any channel of each window was ever observed, [..]."""
+        return np.asarray((self.since < NEVER_SEEN).any(-1))
+
 
 class Tokens(NamedTuple):
     """embedding [.., D], observed [..] in [0, 1], and the kind of all of them."""
@@ -76,16 +80,15 @@ class SensorPatcher(nn.Module):
 
     def features(self, windows: Windows) -> Tensor:
         """Features [.., size - static] in the module's dtype; the arithmetic before the cast is float64."""
-        lead = windows.clock.shape
         scaled = (windows.values - windows.mean[..., None, :]) / windows.scale[..., None, :]
         x = np.where(windows.seen, np.arcsinh(np.where(windows.seen, scaled, 0.0)), 0.0)
         since = np.log1p(np.minimum(windows.since, NEVER_SEEN) / self.patch_length)
         parts = [
-            x.reshape(*lead, -1),
-            windows.seen.reshape(*lead, -1),
+            _flat(x),
+            _flat(windows.seen),
             since,
             clock_.calendar(windows.clock, self.period_ns, self.cycles),
-            windows.known.reshape(*lead, -1),
+            _flat(windows.known),
         ]
         return torch.from_numpy(np.concatenate(parts, axis=-1)).to(self.commit.weight.dtype)
 
@@ -95,3 +98,8 @@ class SensorPatcher(nn.Module):
         features = torch.cat([self.features(windows), static], dim=-1)
         observed = torch.from_numpy(windows.seen.mean(axis=(-2, -1))).to(features.dtype)
         return Tokens(embed(features), observed, kind)
+
+
+def _flat(x: NDArray[np.generic]) -> NDArray[np.generic]:
+    """[.., P, C] -> [.., P * C], also of no window at all."""
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])

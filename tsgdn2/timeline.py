@@ -50,7 +50,7 @@ class Series:
 
     def lanes(self, config: ForecasterConfig) -> list[Series]:
         """This history as lanes: one per channel, or itself; with channel_identity its number is the last category."""
-        if config.mode != "independent":
+        if config.mode == "joint":
             return [self]
         identity = config.channel_identity
         return [
@@ -69,8 +69,12 @@ class Series:
 class Timelines:
     """Lanes laid end to end, each between margins of missing steps."""
 
-    def __init__(self, lanes: Sequence[Series], *, window: int, horizon: int, half_life: float) -> None:
+    def __init__(
+        self, lanes: Sequence[Series], *, window: int, horizon: int, half_life: float, group: Ints | None = None
+    ) -> None:
+        """group [lanes]: the stream of each lane, where lanes look at each other; by default each is alone."""
         self.window, self.horizon = window, horizon
+        self.group = np.arange(len(lanes)) if group is None else group
         channels = lanes[0].values.shape[1]
         self.start = np.array([lane.start for lane in lanes], np.int64)
         self.steps = np.array([len(lane.values) for lane in lanes], np.int64)
@@ -120,6 +124,11 @@ class Timelines:
         seen[lead:] = rows
         full = np.flatnonzero(seen.reshape(count, patch).any(axis=1))
         return np.asarray((first + full + 1) * patch + shift - 1, np.int64)
+
+    def anything(self, lane: Ints, clock: Ints, patch: int) -> Bools:
+        """Whether the P steps that end at each clock hold an observation, [..]."""
+        index = (self._offset[lane] + clock)[..., None] + np.arange(1 - patch, 1)
+        return np.asarray(self._seen[index].any((-2, -1)))
 
     def windows(self, lane: Ints, clock: Ints, patch: int) -> Windows:
         """The P steps that end at each clock; lane and clock [..]."""

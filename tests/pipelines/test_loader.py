@@ -22,7 +22,7 @@ def test_batches_are_reproducible_and_never_look_past_the_cut():
         clock = a.queries.windows.clock
         ends = clock[..., None] + np.arange(1, 13)
         assert not a.weight[..., 0][ends >= until[0]].any()
-        assert ((a.query_elapsed > 0) | (np.arange(8) >= a.length.numpy()[:, None])).all()
+        assert (a.query_elapsed > 0).all()
     scored = [
         (int(lane), int(step))
         for b in validation_batches(lines, config, tokens=8, since=until, seed=0, batch_size=4)

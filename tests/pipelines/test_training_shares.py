@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tsgdn2 import gdn2
-from tsgdn2.block import RMSNorm
+from tsgdn2.norm import RMSNorm
 from tsgdn2.pipelines.jobs import QUICKSTART_MODEL
 from tsgdn2.pipelines.loader import WindowSampler
 from tsgdn2.pipelines.training_shares import SPANS, Share, Shares, measure, wrapped
