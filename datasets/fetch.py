@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import importlib.util
 import io
 import os
 import tempfile
@@ -87,6 +88,15 @@ def locate(source: Source, *, sha256: str | None = None, timeout_seconds: float 
         _write(pin, f"{hashlib.sha256(content).hexdigest()}\n".encode())
     _write(path, content)
     return path
+
+
+def packaged(package: str, path: str) -> Path:
+    """Name a data file of an installed package, which is not imported. Raises FetchError if it is not there."""
+    found = importlib.util.find_spec(package)
+    places = list(found.submodule_search_locations or ()) if found else []
+    if not places:
+        raise FetchError(f"this set needs the package {package}; install it: pip install {package}")
+    return Path(places[0]) / path
 
 
 def table(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Frames to and from GluonTS datasets: gaps become NaN on the grid there, and gaps again on the way back.
+"""Frames and events to and from GluonTS datasets: gaps become NaN on the grid there, and gaps again on the way back.
 
     entry   item_id            "stream/channel" (univariate) or "stream" (multivariate)
             start              pandas.Period of the stream's first step, UTC without saying so
@@ -6,6 +6,14 @@
             feat_dynamic_real  [F, T + future], when asked for
             feat_static_real   [S], feat_static_cat [S], when given
 
+    events  target             [C, T], one row per target of `events.windows`, always two axes
+            event_time         [E] int64 nanoseconds since 1970, UTC, ascending
+            event_type         [E] text, None is missing
+            event_marks        [E, M] float64, NaN is missing
+
+GluonTS cuts targets and dynamic features and hands every other field on as it is. So each piece of an entry, cut for
+training or for a test, has ALL events: those after the end of its target are the future, and a model must not look at
+them. They are shared, not copied.
 The entries hold float64. GluonTS's own ListDataset and FileDataset turn them into float32 while reading; for exact
 values iterate over `entries`, a PandasDataset, or the raw file (`from_gluonts` takes the loader of a file as well).
 A row in which everything is missing leaves no trace in a dataset: it comes back as a gap.
@@ -26,6 +34,7 @@ from gluonts.dataset.jsonl import JsonLinesWriter
 from gluonts.dataset.pandas import PandasDataset
 from numpy.typing import NDArray
 
+from tsgdn2.datasets import events as happenings
 from tsgdn2.datasets.errors import DataError, FrameError
 from tsgdn2.datasets.frame import STREAM, TIME, channels, normalise, validate
 from tsgdn2.datasets.grid import Period, pandas_freq, period_ns, regular
@@ -83,6 +92,51 @@ def entries(
         else:
             for name, target_T in zip(names, target_CT, strict=True):
                 out.append({"item_id": f"{stream}/{name}", "start": start, "target": target_T.copy(), **shared})
+    return out
+
+
+def event_entries(
+    events: pl.DataFrame,
+    every: Period,
+    *,
+    targets: happenings.Targets,
+    start: happenings.Instant | None = None,
+    stop: happenings.Instant | None = None,
+    streams: Sequence[str] | None = None,
+    marks: Sequence[str] | None = None,
+) -> list[Entry]:
+    """Turn events into GluonTS entries, one per stream: windows as target, and the events from first window to last.
+
+    Args:
+        events: an event frame.
+        every, targets, start, stop, streams: as in `events.windows`; channels follow the order of `targets`.
+        marks: marks to carry, in this order; None carries all. Carry none that is known later than its event's stamp.
+
+    Raises FrameError.
+    """
+    wide = happenings.windows(events, every, targets=targets, start=start, stop=stop, streams=streams)
+    carried = happenings.marks(events) if marks is None else list(marks)
+    absent = [name for name in carried if name not in happenings.marks(events)]
+    if absent:
+        raise FrameError(f"marks names {absent[0]!r}, which is no mark of {happenings.marks(events)}")
+    length = period_ns(every)
+    of_stream = events.partition_by(STREAM, as_dict=True)
+    out: list[Entry] = []
+    for (stream,), part in wide.group_by([STREAM], maintain_order=True):
+        first = int(part[TIME].to_physical()[0])
+        its = of_stream.get((stream,), events.clear())
+        when = its[TIME].to_physical().to_numpy()
+        inside = slice(*np.searchsorted(when, (first, first + length * part.height)))
+        out.append(
+            {
+                "item_id": str(stream),
+                "start": pd.Period(pd.Timestamp(first), freq=pandas_freq(every)),
+                "target": _numbers(part, list(targets)),
+                "event_time": when[inside].copy(),
+                "event_type": its[happenings.TYPE][inside].to_numpy().astype(object),
+                "event_marks": _numbers(its[inside], carried).T.copy(),
+            }
+        )
     return out
 
 
@@ -220,7 +274,8 @@ def _shared(
 
 
 def _numbers(part: pl.DataFrame, names: Sequence[str]) -> NDArray[np.float64]:
-    return np.stack([part[name].fill_null(np.nan).to_numpy() for name in names]).astype(np.float64)
+    rows = [part[name].fill_null(np.nan).to_numpy() for name in names]
+    return np.stack(rows).astype(np.float64) if rows else np.empty((0, part.height))
 
 
 def _flat(dataset: Sequence[Entry]) -> bool:

@@ -4,13 +4,14 @@
     step = start.ordinal            for a calendar frequency (months, quarters, business days): period_ns = 0
 
 An entry is {start: pandas.Period, target [T] or [C, T], item_id, feat_dynamic_real [F, T(+H)], feat_static_real [R],
-feat_static_cat [K]}; missing is NaN.
+feat_static_cat [K]}; missing is NaN. One of events has event_time [E] (int64 ns, in order), event_type [E] and
+event_marks [E, M] beside a target that says how long it is; later events are not looked at.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -18,9 +19,11 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
-from tsgdn2.errors import ConfigError, SchemaError
+from tsgdn2.errors import ConfigError, SchemaError, TsgdnError
+from tsgdn2.event_history import EventSeries
+from tsgdn2.events import EventArrays, EventSchema
 from tsgdn2.forecaster import ForecasterConfig
-from tsgdn2.scale import Floats
+from tsgdn2.scale import Bools, Floats
 from tsgdn2.standards import Standards
 from tsgdn2.timeline import Ints, Series
 
@@ -57,19 +60,41 @@ class RawSeries:
     known: Floats
     static_real: Floats
     static_categories: Ints
+    hidden: Bools | None = None
+    """Cells of `values` that training hides from the input."""
+    events: EventArrays | None = None
+    """The events of the span of `values`, where the model reads events."""
 
     def series(self, standards: Standards, channels: tuple[str, ...]) -> Series:
         """Standardised covariates and the prior of this item."""
-        width = len(standards.known_mean)
-        known = standards.known(self.known, "feat_dynamic_real") if width else np.zeros((0, 0))
         return Series(
             values=self.values,
             start=self.step,
             prior_scale=standards.prior_scale(self.item_id, channels),
-            known=known,
+            known=self._known(standards),
+            static_real=standards.static(self.static_real) if standards.static_mean else np.zeros(0),
+            static_categories=self.static_categories,
+            hidden=self.hidden,
+        )
+
+    def event_series(self, standards: Standards, channels: tuple[str, ...], period: int) -> EventSeries:
+        """The same of events; it ends with the last step of `values`, which may be silent."""
+        assert self.events is not None
+        if not len(self.events.time):
+            raise SchemaError(f"event_time: item {self.item_id!r} has no event in the span of its target; leave it out")
+        silent = int(self.events.time[0]) // period - self.step
+        return EventSeries(
+            events=self.events,
+            prior_scale=standards.prior_scale(self.item_id, channels),
+            end=(self.step + len(self.values)) * period,
+            known=self._known(standards)[silent:],
             static_real=standards.static(self.static_real) if standards.static_mean else np.zeros(0),
             static_categories=self.static_categories,
         )
+
+    def _known(self, standards: Standards) -> Floats:
+        width = len(standards.known_mean)
+        return standards.known(self.known, "feat_dynamic_real") if width else np.zeros((0, 0))
 
 
 def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: bool) -> RawSeries:
@@ -111,4 +136,26 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
     categories = np.asarray(entry.get("feat_static_cat", ()), np.int64).reshape(-1)[: len(sizes)]
     if len(categories) != len(sizes) or (categories < 0).any() or (categories >= sizes).any():
         raise SchemaError(f"feat_static_cat: item {item!r} needs integers below {sizes}, got {categories}")
-    return RawSeries(item, start, absolute_step(start, config.period_ns), target.T, known, real, categories)
+    step = absolute_step(start, config.period_ns)
+    events = None
+    if config.event_types:
+        period = config.period_ns
+        events = _events(entry, config.event_schema(), item, step * period, (step + length) * period)
+    return RawSeries(item, start, step, target.T, known, real, categories, events=events)
+
+
+def _events(entry: Entry, schema: EventSchema, item: str, begin: int, end: int) -> EventArrays:
+    """The events of an entry with begin <= time < end, in order."""
+    missing = [name for name in ("event_time", "event_type") if name not in entry]
+    if missing:
+        raise SchemaError(
+            f"entry: item {item!r} lacks {missing}; make entries of events with datasets.gluon.event_entries"
+        )
+    time = np.asarray(entry["event_time"], np.int64)
+    types: Sequence[str | None] = list(np.asarray(entry["event_type"], object))
+    marks = np.asarray(entry.get("event_marks", np.zeros((len(time), 0))), np.float64)
+    inside = slice(*np.searchsorted(time, (begin, end)).tolist())
+    try:
+        return schema.arrays(time[inside], types[inside], marks[inside][:, : len(schema.marks)])
+    except TsgdnError as error:
+        raise type(error)(f"{error} (item {item!r})") from None

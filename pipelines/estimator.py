@@ -7,6 +7,7 @@ is trained on. `context_length` is the length of a training window; memory at pr
 """
 
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,12 +29,12 @@ from tsgdn2.pipelines.distribution import Distribution
 from tsgdn2.pipelines.entries import RawSeries, period_ns, read_entry
 from tsgdn2.pipelines.lightning_module import ForecastTraining
 from tsgdn2.pipelines.loader import WindowSampler, validation_batches
-from tsgdn2.pipelines.packing import timelines_of
+from tsgdn2.pipelines.packing import Lines, timelines_of
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.standardisation import standards_of
 from tsgdn2.pipelines.trainer import run
 from tsgdn2.standards import Standards
-from tsgdn2.timeline import Ints, Timelines
+from tsgdn2.timeline import Ints
 
 DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
@@ -43,8 +44,13 @@ class GDN2Estimator(PyTorchLightningEstimator):
 
     freq: pandas frequency. prediction_length: steps of a forecast. context_length: steps of a training window
     (default 64 patches). target_channels: channels of one entry, target [T] for 1, else [C, T]. channels:
-    "independent" or "joint". quantiles: levels, or pass distr_output (a GluonTS torch output) instead.
+    "independent", "joint" or "attention". event_types, event_targets, event_marks: vocabulary, what is counted per
+    step, and the numbers of an event, for entries of events (datasets.gluon.event_entries). quantiles: levels, or pass
+    distr_output (a GluonTS torch output) instead.
     num_feat_dynamic_real: known covariates, feat_dynamic_real [F, T + H]. lag_skip: steps of the linear skip, 0 is off.
+    bridge: steps over which a value reaches into missing cells beside it (default half a season, 0 takes them for the
+    mean). hidden_shares: every series also trains in copies of which these shares of the cells are hidden from the
+    input, at random, for data with more gaps than those of training.
     carry_windows: windows in a row whose state is carried (truncated backpropagation). validation_share: share of each
     series that picks the weights. trainer_kwargs: go to lightning.pytorch.Trainer (max_epochs, callbacks, ...).
     Further arguments are fields of ForecasterConfig. Raises ConfigError naming the argument.
@@ -76,9 +82,18 @@ class GDN2Estimator(PyTorchLightningEstimator):
         decay_from: str = "previous",
         half_life: float | None = None,
         lag_skip: int = 0,
+        bridge: float | None = None,
+        hidden_shares: Sequence[float] = (),
         calendar: Sequence[str] | None = None,
         norm_max: float = 256.0,
         channel_identity: bool = False,
+        event_types: Sequence[str] = (),
+        event_targets: Sequence[str] = (),
+        event_marks: Sequence[str] = (),
+        event_mark_low: Sequence[float] | None = None,
+        event_mark_high: Sequence[float] | None = None,
+        event_unknown: str = "raise",
+        event_window: int = 0,
         channel_names: Sequence[str] | None = None,
         batch_size: int = 32,
         num_batches_per_epoch: int = 50,
@@ -98,7 +113,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
         self.config = ForecasterConfig(
             prediction_length=prediction_length,
             period_ns=period,
-            channels=target_channels,
+            channels=len(event_targets) or target_channels,
             mode=channels,
             quantiles=tuple(quantiles),
             outputs=0 if distribution is None else distribution.size,
@@ -114,7 +129,15 @@ class GDN2Estimator(PyTorchLightningEstimator):
             decay_from=decay_from,
             norm_max=norm_max,
             channel_identity=channel_identity,
+            event_types=tuple(event_types),
+            event_marks=tuple(event_marks),
+            event_targets=tuple(event_targets),
+            event_mark_low=(-math.inf,) * len(event_marks) if event_mark_low is None else tuple(event_mark_low),
+            event_mark_high=(math.inf,) * len(event_marks) if event_mark_high is None else tuple(event_mark_high),
+            event_unknown=event_unknown,
+            event_window=event_window,
             lag_skip=lag_skip,
+            bridge=season / 2 if bridge is None else bridge,
             half_life=float(max(64, 14 * season)) if half_life is None else half_life,
             calendar=cycles,
             known=num_feat_dynamic_real,
@@ -144,12 +167,18 @@ class GDN2Estimator(PyTorchLightningEstimator):
             carry_windows == 1 or self.tokens % 64 == 0,
             "1 unless a window is a multiple of 64 patches (the bound on the state is aligned to 64 commits)",
         )
-        names = tuple(channel_names) if channel_names is not None else _default_names(target_channels)
-        _bounds("channel_names", names, len(set(names)) == target_channels, f"{target_channels} different names")
+        count = self.config.channels
+        names = tuple(channel_names if channel_names is not None else event_targets or _default_names(count))
+        _bounds("channel_names", names, len(set(names)) == len(names) == count, f"{count} different names")
         self.channel_names = names
         self.batch_size, self.num_batches_per_epoch = batch_size, num_batches_per_epoch
         self.lr, self.weight_decay, self.carry_windows = lr, weight_decay, carry_windows
         self.validation_share, self.seed = validation_share, seed
+        self.hidden_shares = tuple(hidden_shares)
+        _bounds("hidden_shares", self.hidden_shares, all(0 < s < 1 for s in self.hidden_shares), "shares in (0, 1)")
+        _bounds(
+            "hidden_shares", self.hidden_shares, not (event_types and self.hidden_shares), "empty where events are read"
+        )
         super().__init__(trainer_kwargs={"max_epochs": 10, **(trainer_kwargs or {})})
         self.prediction_length = prediction_length
 
@@ -172,7 +201,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
         raw = self._read(training_data)
         cut = [raw_.step + len(raw_.values) if validation_data is not None else self._cut(raw_) for raw_ in raw]
         standards = standards_of(raw, cut, self.config)
-        lines, since = self._timelines(raw, cut, standards)
+        lines, since = self._timelines(*self._with_hidden(raw, cut), standards)
         held = raw if validation_data is None else self._read(validation_data)
         if validation_data is None:
             held_lines, held_since = lines, since
@@ -222,6 +251,14 @@ class GDN2Estimator(PyTorchLightningEstimator):
         run(module, sampler, checks, self.trainer_kwargs)
         return Fitted(module, standards)
 
+    def _with_hidden(self, raw: list[RawSeries], cut: list[int]) -> tuple[list[RawSeries], list[int]]:
+        """The series, and for each share a copy of which that share of the cells is hidden at random."""
+        rng = np.random.default_rng(self.seed)
+        copies = [
+            replace(one, hidden=rng.random(one.values.shape) < share) for share in self.hidden_shares for one in raw
+        ]
+        return [*raw, *copies], cut * (1 + len(self.hidden_shares))
+
     def _read(self, data: Dataset) -> list[RawSeries]:
         raw = [read_entry(entry, self.config, i, horizon=False) for i, entry in enumerate(data)]
         if not raw:
@@ -235,8 +272,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
         held = max(self.prediction_length, int(len(raw.values) * self.validation_share))
         return raw.step + max(len(raw.values) - held, len(raw.values) // 2)
 
-    def _timelines(self, raw: list[RawSeries], cut: list[int], standards: Standards) -> tuple[Timelines, Ints]:
-        lines, entry = timelines_of([r.series(standards, self.channel_names) for r in raw], self.config)
+    def _timelines(self, raw: list[RawSeries], cut: list[int], standards: Standards) -> tuple[Lines, Ints]:
+        lines, entry = timelines_of(raw, self.config, standards, self.channel_names)
         return lines, np.array(cut, np.int64)[entry]
 
 

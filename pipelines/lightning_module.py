@@ -13,6 +13,7 @@ import copy
 import math
 from typing import Protocol
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
@@ -20,9 +21,14 @@ from torch import Tensor
 from tsgdn2.forecaster import Forecaster
 from tsgdn2.head import quantile_loss
 from tsgdn2.pipelines.loader import Batch
+from tsgdn2.scale import Floats
 from tsgdn2.state import ForecasterState
 
 NO_DECAY = ("A_log", "dt_bias", "norm", "bias", "conv")
+
+
+WAIT_SHARE = 0.1
+"""Weight of the time to the next event beside the horizon."""
 
 
 class Likelihood(Protocol):
@@ -64,16 +70,20 @@ class ForecastTraining(LightningModule):
     def loss(self, model: Forecaster, batch: Batch, state: ForecasterState | None) -> tuple[Tensor, ForecasterState]:
         """Mean loss over the observed targets of a batch, and the state after it."""
         static = model.static(batch.static_real, batch.static_categories)
-        out, after = model(
+        read, after = model(
             batch.commits, batch.elapsed, batch.layout, batch.queries, batch.query_elapsed, static, state
         )
+        out = read.horizon
         target = torch.from_numpy(batch.target).to(out.dtype)
         weight = torch.from_numpy(batch.weight).to(out.dtype)
         if self.likelihood is not None:
             each = self.likelihood.loss(out, target)
         else:
             each = quantile_loss(out, target, self.levels.to(out.dtype))
-        return (each * weight).sum() / weight.sum().clamp_min(1.0), after
+        loss = (each * weight).sum() / weight.sum().clamp_min(1.0)
+        if read.wait is not None and batch.wait is not None:
+            loss = loss + WAIT_SHARE * _wait_loss(read.wait, batch.wait, self.levels)
+        return loss, after
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """One batch; logs nothing by itself, `history` holds the epochs."""
@@ -143,3 +153,11 @@ class ForecastTraining(LightningModule):
         """The best average by validation, or the last one where nothing was validated."""
         self.averaged.load_state_dict(self.best_state if self.best_state is not None else self.averaged.state_dict())
         return self.averaged.eval()
+
+
+def _wait_loss(out: Tensor, wait: Floats, levels: Tensor) -> Tensor:
+    """Quantile loss [] of log1p(periods to the next event); out [M,Q], wait [M], NaN weighs nothing."""
+    known = torch.from_numpy(np.isfinite(wait))
+    target = torch.from_numpy(np.log1p(np.nan_to_num(wait))).to(out.dtype)
+    each = quantile_loss(out, target, levels.to(out.dtype))
+    return torch.where(known, each, 0.0).sum() / known.sum().clamp_min(1)

@@ -15,17 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tsgdn2.event_patch import EventWindows
+from tsgdn2.event_timeline import EventTimelines
 from tsgdn2.forecaster import ForecasterConfig, Layout, QueryInputs
 from tsgdn2.patch import Windows
-from tsgdn2.pipelines.packing import Run, pack, patch_clocks, run_of, streams_of
+from tsgdn2.pipelines.packing import Lines, Run, pack, patch_clocks, run_of, streams_of
 from tsgdn2.scale import Bools, Floats
-from tsgdn2.timeline import Ints, Timelines
+from tsgdn2.timeline import Ints
 
 
 class Batch(NamedTuple):
     """What Forecaster.forward takes, and the targets: target [M,H,C] standardised, weight the same shape."""
 
-    commits: Windows
+    commits: Windows | EventWindows
     elapsed: Floats
     layout: Layout
     queries: QueryInputs
@@ -34,6 +36,8 @@ class Batch(NamedTuple):
     static_categories: Ints
     target: Floats
     weight: Bools
+    wait: Floats | None
+    """Periods to the next event [M], NaN where it is not known; None where there are no events."""
     fresh: bool
     """False: these windows follow those of the batch before, lane by lane (carried state)."""
 
@@ -43,7 +47,7 @@ class WindowSampler:
 
     def __init__(
         self,
-        timelines: Timelines,
+        timelines: Lines,
         config: ForecasterConfig,
         *,
         tokens: int,
@@ -89,12 +93,16 @@ class WindowSampler:
             if not len(clocks):
                 clocks = self._clocks[stream][0]
             first = int(self.rng.integers(max(1, len(clocks) - span + 1)))
-            runs.append(run_of(self._streams[stream], clocks, first, first + span, self.config.patch_length))
+            runs.append(
+                run_of(
+                    self._streams[stream], clocks, first, first + span, self.timelines.span(self.config.patch_length)
+                )
+            )
         return runs
 
 
 def validation_batches(
-    timelines: Timelines, config: ForecasterConfig, *, tokens: int, since: Ints, seed: int, batch_size: int
+    timelines: Lines, config: ForecasterConfig, *, tokens: int, since: Ints, seed: int, batch_size: int
 ) -> list[Batch]:
     """Windows that score targets from step `since` [lanes] on, each commit interval once, warmed by `tokens` commits.
 
@@ -108,14 +116,16 @@ def validation_batches(
         first = max(0, int(np.searchsorted(clocks, since[lanes].min())) - 1)
         for begin in range(first, len(clocks), tokens):
             low = max(0, begin - tokens)
-            runs.append(run_of(lanes, clocks, low, begin + tokens, config.patch_length, warm=begin - low))
+            runs.append(
+                run_of(lanes, clocks, low, begin + tokens, timelines.span(config.patch_length), warm=begin - low)
+            )
     parts = [runs[at : at + batch_size] for at in range(0, len(runs), batch_size)]
     batches = [assemble(timelines, config, part, rng, until=until, fresh=True, since=since)[0] for part in parts]
     return [batch for batch in batches if batch.weight.any()]
 
 
 def assemble(
-    timelines: Timelines,
+    timelines: Lines,
     config: ForecasterConfig,
     runs: list[Run],
     rng: np.random.Generator,
@@ -127,16 +137,17 @@ def assemble(
     """Lay runs end to end; only targets at steps in [since, until) weigh. Also the last commits of every run."""
     patch = config.patch_length
     clock = np.concatenate([run.clocks for run in runs])
-    asked = clock + rng.integers(1, np.concatenate([run.nexts for run in runs]) - clock + 1)
+    first = np.repeat([run.lanes[0] for run in runs], [len(run.clocks) for run in runs])
+    asked = timelines.draw(first, clock, np.concatenate([run.nexts for run in runs]), rng)
     packed = pack(timelines, runs, patch, asked)
     commits, queries, lanes = packed.commits, packed.queries, packed.lanes
     lane, query = queries.lane, queries.clock
     target, seen = timelines.targets(lane, query)
-    step = query[:, None] + np.arange(1, timelines.horizon + 1)
+    step = timelines.horizon_steps(query)
     valid = (step < until[lane][:, None]) & ~packed.warm[:, None]
     if since is not None:
         valid &= step >= since[lane][:, None]
-    windows = timelines.windows(lane, query, patch)
+    windows = timelines.windows(lane, query, patch, queries.waited)
     layout = Layout(packed.length, packed.after, packed.owner)
     if config.across:
         everyone = np.ones(len(commits.lane), np.bool_)
@@ -145,15 +156,16 @@ def assemble(
             query_peers=queries.peers(packed.moments, windows.heard()),
         )
     batch = Batch(
-        commits=timelines.windows(commits.lane, commits.clock, patch),
-        elapsed=commits.waited / patch,
+        commits=timelines.windows(commits.lane, commits.clock, patch, commits.waited),
+        elapsed=commits.waited / timelines.span(patch),
         layout=layout,
         queries=QueryInputs(windows, timelines.future(lane, query), timelines.lags(lane, query, config.lag_skip)),
-        query_elapsed=queries.waited / patch,
+        query_elapsed=queries.waited / timelines.span(patch),
         static_real=timelines.static_real[lanes],
         static_categories=timelines.static_categories[lanes],
         target=target,
         weight=seen & valid[..., None],
+        wait=timelines.wait(lane, query, until) if isinstance(timelines, EventTimelines) else None,
         fresh=fresh,
     )
     return batch, packed.last

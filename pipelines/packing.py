@@ -16,10 +16,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tsgdn2.event_timeline import EventTimelines
 from tsgdn2.forecaster import ForecasterConfig
+from tsgdn2.pipelines.entries import RawSeries
 from tsgdn2.scale import Bools
 from tsgdn2.sequence import Peers
-from tsgdn2.timeline import Ints, Series, Timelines
+from tsgdn2.standards import Standards
+from tsgdn2.timeline import Ints, Timelines
 
 NONE = np.iinfo(np.int64).min
 
@@ -74,7 +77,10 @@ class Packed(NamedTuple):
     moments: int
 
 
-def pack(timelines: Timelines, runs: list[Run], patch: int, asked: Ints) -> Packed:
+Lines = Timelines | EventTimelines
+
+
+def pack(timelines: Lines, runs: list[Run], patch: int, asked: Ints) -> Packed:
     """Lay runs end to end; asked holds the query clock of every patch of every run."""
     commits, queries, last, length, asks = [], [], [], [], []
     after, warm = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
@@ -111,36 +117,44 @@ def pack(timelines: Timelines, runs: list[Run], patch: int, asked: Ints) -> Pack
     )
 
 
-def timelines_of(series: Sequence[Series], config: ForecasterConfig) -> tuple[Timelines, Ints]:
+def timelines_of(
+    raw: Sequence[RawSeries], config: ForecasterConfig, standards: Standards, channels: tuple[str, ...]
+) -> tuple[Lines, Ints]:
     """Histories of the lanes of all series, and the number of the series of each lane."""
-    lanes = [one.lanes(config) for one in series]
+    if config.event_types:
+        schema = config.event_schema(standards.mark_mean, standards.mark_scale)
+        events = [one.event_series(standards, channels, config.period_ns) for one in raw]
+        found = EventTimelines(events, config, schema, number=config.event_window)
+        return found, found.stream
+    lanes = [one.series(standards, channels).lanes(config) for one in raw]
     entry = np.repeat(np.arange(len(lanes)), [len(own) for own in lanes])
     lines = Timelines(
         [lane for own in lanes for lane in own],
         window=config.window,
         horizon=config.prediction_length,
         half_life=config.half_life,
+        bridge=config.bridge,
         group=entry if config.across else None,
     )
     return lines, entry
 
 
-def streams_of(timelines: Timelines) -> list[Ints]:
+def streams_of(timelines: Lines) -> list[Ints]:
     """Lanes of every stream."""
     return np.split(np.arange(len(timelines)), np.flatnonzero(np.diff(timelines.group)) + 1)
 
 
-def patch_clocks(timelines: Timelines, lanes: Ints, patch: int, shift: int, until: Ints) -> Ints:
+def patch_clocks(timelines: Lines, lanes: Ints, patch: int, shift: int, until: Ints) -> Ints:
     """Ends of the patches in which any of the lanes has an observation, before step until [lanes], oldest first."""
     own = [timelines.commit_clocks(lane, patch, shift, before=int(until[lane])) for lane in lanes.tolist()]
     return own[0] if len(own) == 1 else np.unique(np.concatenate(own))
 
 
-def run_of(lanes: Ints, clocks: Ints, first: int, stop: int, patch: int, *, warm: int = 0) -> Run:
-    """Patches [first:stop] and, for each, the clock of the one after it (one patch on, where there is none)."""
+def run_of(lanes: Ints, clocks: Ints, first: int, stop: int, span: int, *, warm: int = 0) -> Run:
+    """Patches [first:stop] and, for each, the clock of the one after it (one `span` on, where there is none)."""
     part, nexts = clocks[first:stop], clocks[first + 1 : stop + 1]
     if len(nexts) < len(part):
-        nexts = np.append(nexts, part[-1] + patch)
+        nexts = np.append(nexts, part[-1] + span)
     return Run(lanes, part, nexts, np.full(len(lanes), NONE), warm)
 
 

@@ -106,18 +106,18 @@ class GDN2Predictor(PyTorchPredictor):
     def _outputs(self, batch: Sequence[RawSeries], num_samples: int | None) -> list[Floats]:
         """Of every series, [Q or samples, H, C] in the units of the channels."""
         config, model = self.config, self.forecaster.eval()
-        lines, entry = timelines_of([raw.series(self.standards, self.channels) for raw in batch], config)
+        lines, entry = timelines_of(batch, config, self.standards, self.channels)
         lane, patch = np.arange(len(lines)), config.patch_length
-        clock = lines.start + lines.steps - 1
-        closed = clock // patch * patch
-        streams = streams_of(lines)
-        clocks = [patch_clocks(lines, own, patch, 0, closed) for own in streams]
+        clock, span = lines.end, lines.span(patch)
+        streams, until = streams_of(lines), lines.start + lines.steps
+        clocks = [patch_clocks(lines, own, patch, 0, until) for own in streams]
+        clocks = [ends[ends < clock[own[0]]] for own, ends in zip(streams, clocks, strict=True)]
         static = model.static(lines.static_real, lines.static_categories)
         state = model.initial_state(len(lines))
         held = [np.full(len(own), NONE) for own in streams]
         for begin in range(0, max(1, *map(len, clocks)), PIECE):  # what is in flight stays small, however long it is
             runs = [
-                run_of(own, ends, begin, begin + PIECE, patch).part(0, PIECE, before)
+                run_of(own, ends, begin, begin + PIECE, span).part(0, PIECE, before)
                 for own, ends, before in zip(streams, clocks, held, strict=True)
             ]
             packed = pack(lines, runs, patch, np.concatenate([run.clocks for run in runs]))
@@ -126,18 +126,18 @@ class GDN2Predictor(PyTorchPredictor):
             if config.across:
                 everyone = np.ones(len(commits.lane), np.bool_)
                 layout = layout._replace(commit_peers=commits.peers(packed.moments, everyone))
-            windows = lines.windows(commits.lane, commits.clock, patch)
-            state = model.prefill(windows, commits.waited / patch, layout, static, state)
+            windows = lines.windows(commits.lane, commits.clock, patch, commits.waited)
+            state = model.prefill(windows, commits.waited / span, layout, static, state)
         newest = np.concatenate(held)
-        waited = np.where(newest == NONE, 0, clock - np.where(newest == NONE, 0, newest)) / patch
-        asked = lines.windows(lane, clock, patch)
+        waited = np.where(newest == NONE, 0, clock - np.where(newest == NONE, 0, newest))
+        asked = lines.windows(lane, clock, patch, waited)
         peers = None
         if config.across:
             column = np.concatenate([np.arange(len(own)) for own in streams])
             width = int(column.max()) + 1
             peers = Peers(lines.group, column, asked.heard(), groups=len(streams), width=width)
         inputs = QueryInputs(asked, lines.future(lane, clock), lines.lags(lane, clock, config.lag_skip))
-        out = model.read(inputs, waited, static, state, peers).double()  # [lanes, H, lane C, outputs]
+        out = model.read(inputs, waited / span, static, state, peers).horizon.double()  # [lanes, H, lane C, outputs]
         if self.distribution is None:
             z = out.sort(-1).values
         else:

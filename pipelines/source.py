@@ -114,7 +114,8 @@ def open_source(data: str, columns: DataOptions) -> Source:
 
 def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
     """Read a file; the columns of time and stream are found by their usual names."""
-    table = file_table(path, words=("", "NA", "NaN", "nan", "null"))
+    text = [columns.time] if columns.unit and columns.time else ()
+    table = file_table(path, words=("", "NA", "NaN", "nan", "null"), text=text)
     time = columns.time or _first(TIMES, table.columns)
     if time is None:
         raise DataError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tsgdn2.events import EventArrays, mark_units
 from tsgdn2.forecaster import ForecasterConfig
 from tsgdn2.pipelines.entries import RawSeries
 from tsgdn2.scale import Floats
@@ -31,6 +32,7 @@ def standards_of(raw: list[RawSeries], cut: list[int], config: ForecasterConfig)
     static = np.stack([one.static_real for one in raw])
     mean, scale = _moments(known) if config.known else (np.zeros(0), np.zeros(0))
     static_mean, static_scale = _moments(static) if config.static_real else (np.zeros(0), np.zeros(0))
+    mark_mean, mark_scale = mark_units(_past_events(raw, cut, config)) if config.event_marks else ((), ())
     return Standards(
         default=tuple(whole.tolist()),
         prior=named,
@@ -38,7 +40,17 @@ def standards_of(raw: list[RawSeries], cut: list[int], config: ForecasterConfig)
         known_scale=tuple(scale.tolist()),
         static_mean=tuple(static_mean.tolist()),
         static_scale=tuple(static_scale.tolist()),
+        mark_mean=mark_mean,
+        mark_scale=mark_scale,
     )
+
+
+def _past_events(raw: list[RawSeries], cut: list[int], config: ForecasterConfig) -> list[EventArrays]:
+    return [
+        one.events.take(slice(0, int(np.searchsorted(one.events.time, stop * config.period_ns))))
+        for one, stop in zip(raw, cut, strict=True)
+        if one.events is not None
+    ]
 
 
 def _deviation(values: Floats) -> float:

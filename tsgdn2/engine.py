@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tsgdn2.audit import AuditConfig, OnlineAudit
+from tsgdn2.bridge import bridged
 from tsgdn2.errors import ConfigError
 from tsgdn2.forecaster import Forecaster, QueryInputs
 from tsgdn2.patch import Windows
@@ -25,7 +26,7 @@ from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of
 from tsgdn2.sequence import Peers
 from tsgdn2.slab import NONE, Ints, Slab
 from tsgdn2.state import ForecasterState
-from tsgdn2.timeline import standardise
+from tsgdn2.timeline import scaled
 
 TILE = 16
 COHORTS = ("complete", "partial", "after_gap")
@@ -83,7 +84,8 @@ class Engine:
         cfg, slab = self.config, self.slab
         values, seen = slab.window(slots, clock, cfg.window)
         mean, scale = moments.mean, scale_of(moments, slab.prior[slots])
-        lags = standardise(values, seen, mean, scale)[:, cfg.window - cfg.lag_skip :]
+        values = bridged(values, seen, mean, scale, cfg.bridge)
+        lags = scaled(values, mean, scale)[:, cfg.window - cfg.lag_skip :]
         recent = slice(cfg.window - cfg.patch_length, None)
         windows = self._lane_windows(
             slots, clock, values[:, recent], seen[:, recent], mean, scale, slab.known_window(slots, clock)
@@ -91,12 +93,14 @@ class Engine:
         elapsed = np.where(token_clock == NONE, 0, clock[:, None] - token_clock).reshape(-1) / cfg.patch_length
         if not future.size:  # the reference forecast has no covariates of the future; it takes their training mean
             future = np.zeros((len(slots), cfg.prediction_length, cfg.known))
-        inputs = QueryInputs(windows, np.repeat(future, cfg.lanes, axis=0), self._split(lags))
+        horizon, lags = np.repeat(future, cfg.lanes, axis=0), self._split(lags)
         static = self._static(slots)
         out = []
         for tile, kept, peers in self._tiles(np.ones(len(elapsed), np.bool_), windows.heard()):
-            part = QueryInputs(_take(inputs.windows, tile), inputs.future[tile], inputs.lags[tile])
-            y = self.forecaster.read(part, elapsed[tile], static[tile], state.rows(torch.from_numpy(tile)), peers)
+            part = QueryInputs(_take(windows, tile), horizon[tile], lags[tile])
+            y = self.forecaster.read(
+                part, elapsed[tile], static[tile], state.rows(torch.from_numpy(tile)), peers
+            ).horizon
             out.append(y[torch.from_numpy(kept)].double().numpy())
         z = np.sort(np.concatenate(out), axis=-1)  # [N * lanes, H, lane C, Q]
         z = z.reshape(len(slots), cfg.lanes, cfg.prediction_length, cfg.lane_channels, -1)
@@ -108,9 +112,11 @@ class Engine:
     ) -> tuple[Bools, ForecasterState]:
         """Commit the open patch of each stream; lanes with nothing observed are no token. Returns which were."""
         cfg, slab = self.config, self.slab
-        values, seen = slab.window(slots, end, cfg.patch_length)
+        values, seen = slab.window(slots, end, cfg.window if cfg.bridge else cfg.patch_length)
+        mean, scale, recent = moments.mean, scale_of(moments, slab.prior[slots]), slice(-cfg.patch_length, None)
+        values = bridged(values, seen, mean, scale, cfg.bridge)
         windows = self._lane_windows(
-            slots, end, values, seen, moments.mean, scale_of(moments, slab.prior[slots]), slab.open_known[slots]
+            slots, end, values[:, recent], seen[:, recent], mean, scale, slab.open_known[slots]
         )
         written = np.asarray(windows.seen.any((1, 2)))
         token_clock = slab.token_clock[slots].reshape(-1)

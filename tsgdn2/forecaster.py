@@ -12,7 +12,7 @@ B lanes, N commits and M queries of all of them end to end, D width, H horizon, 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tsgdn2.block import Block
+from tsgdn2.event_patch import EventPatcher, EventWindows, WaitHead
 from tsgdn2.forecaster_config import MIXERS, ForecasterConfig
 from tsgdn2.gdn2 import GDN2Mixer
 from tsgdn2.head import HorizonHead
@@ -30,7 +31,7 @@ from tsgdn2.scale import Floats
 from tsgdn2.sequence import Ints, Peers, Sequences
 from tsgdn2.state import ForecasterState
 
-__all__ = ["MIXERS", "Forecaster", "ForecasterConfig", "Layout", "QueryInputs", "with_channels"]
+__all__ = ["MIXERS", "Forecaster", "ForecasterConfig", "Layout", "QueryInputs", "Reading", "with_channels"]
 
 
 class Layout(NamedTuple):
@@ -43,10 +44,17 @@ class Layout(NamedTuple):
     query_peers: Peers | None = None
 
 
+class Reading(NamedTuple):
+    """What queries read: horizon [M,H,C,Q] standardised; wait [M,Q], log1p(periods to the next event), for events."""
+
+    horizon: Tensor
+    wait: Tensor | None
+
+
 class QueryInputs(NamedTuple):
     """What a query needs beside its window: future [.., H, F] standardised and lags [.., L, C] scaled, numpy."""
 
-    windows: Windows
+    windows: Windows | EventWindows
     future: Floats
     lags: Floats
 
@@ -60,15 +68,8 @@ class Forecaster(nn.Module):
         sizes = config.static_cardinalities
         static = config.static_real + sum(_embedding_dim(c) for c in sizes) + config.identities
         self.embeddings = nn.ModuleList(nn.Embedding(c, _embedding_dim(c)) for c in sizes)
-        self.patcher = SensorPatcher(
-            patch_length=config.patch_length,
-            channels=config.lane_channels,
-            width=config.width,
-            known=config.known,
-            static=static,
-            period_ns=config.period_ns,
-            cycles=config.calendar,
-        )
+        self.patcher = _patcher(config, static)
+        self.wait = WaitHead(config.width, config.quantiles) if config.event_types else None
         self.blocks = nn.ModuleList(
             Block(config.width, config.mlp, _mixer(config), config.dropout, config.across) for _ in range(config.layers)
         )
@@ -113,15 +114,15 @@ class Forecaster(nn.Module):
 
     def forward(
         self,
-        commits: Windows,
+        commits: Windows | EventWindows,
         elapsed: Floats,
         layout: Layout,
         queries: QueryInputs,
         query_elapsed: Floats,
         static: Tensor,
         state: ForecasterState | None = None,
-    ) -> tuple[Tensor, ForecasterState]:
-        """Train: N commits and M queries between them. Returns head outputs [M,H,C,Q] (standardised) and the state.
+    ) -> tuple[Reading, ForecasterState]:
+        """Train: N commits and M queries between them. Returns what the queries read and the state.
 
         commits, elapsed [N]; queries, query_elapsed [M]; static [B,S].
         """
@@ -139,11 +140,17 @@ class Forecaster(nn.Module):
             asked = asked._replace(x=y)
             stream = stream if last else stream._replace(x=x)
             layers.append(layer)
-        inputs = self.norm(asked.x), self._tensor(queries.future), self._tensor(queries.lags)
-        return self._horizon(at, static, *inputs), after.after(layers, torch.from_numpy(at.length))
+        h = self.norm(asked.x)
+        horizon = self._horizon(at, static, h, self._tensor(queries.future), self._tensor(queries.lags))
+        return self._reading(horizon, h), after.after(layers, torch.from_numpy(at.length))
 
     def prefill(
-        self, commits: Windows, elapsed: Floats, layout: Layout, static: Tensor, state: ForecasterState | None = None
+        self,
+        commits: Windows | EventWindows,
+        elapsed: Floats,
+        layout: Layout,
+        static: Tensor,
+        state: ForecasterState | None = None,
     ) -> ForecasterState:
         """Read a history of commits in one chunkwise pass; arguments as `forward`. Returns the state after it."""
         stream, after = self._commits(commits, elapsed, layout, static, state)
@@ -156,7 +163,12 @@ class Forecaster(nn.Module):
         return after.after(layers, torch.from_numpy(stream.at.length))
 
     def commit(
-        self, windows: Windows, elapsed: Floats, static: Tensor, state: ForecasterState, peers: Peers | None = None
+        self,
+        windows: Windows | EventWindows,
+        elapsed: Floats,
+        static: Tensor,
+        state: ForecasterState,
+        peers: Peers | None = None,
     ) -> tuple[ForecasterState, list[dict[str, Tensor]]]:
         """One commit token per row. Returns the state after and, per layer, the trace that the audit reads."""
         tokens = self.patcher(windows, "commit", static)
@@ -175,16 +187,24 @@ class Forecaster(nn.Module):
         static: Tensor,
         state: ForecasterState,
         peers: Peers | None = None,
-    ) -> Tensor:
-        """One query per row, [B,H,C,Q] standardised; leaves nothing behind."""
+    ) -> Reading:
+        """One query per row; leaves nothing behind."""
         x, waited = self.patcher(queries.windows, "query", static).embedding, self._tensor(elapsed)
         for i, block in enumerate(self._blocks()):
             x = block.read(x, waited, state.layers[i], peers)
-        inputs = self._tensor(queries.future), self._tensor(queries.lags), static
-        return torch.as_tensor(self.head(self.norm(x), *inputs))
+        h = self.norm(x)
+        return self._reading(self.head(h, self._tensor(queries.future), self._tensor(queries.lags), static), h)
+
+    def _reading(self, horizon: Tensor, h: Tensor) -> Reading:
+        return Reading(horizon, None if self.wait is None else self.wait(h))
 
     def _commits(
-        self, windows: Windows, elapsed: Floats, layout: Layout, static: Tensor, state: ForecasterState | None
+        self,
+        windows: Windows | EventWindows,
+        elapsed: Floats,
+        layout: Layout,
+        static: Tensor,
+        state: ForecasterState | None,
     ) -> tuple[Commits, ForecasterState]:
         state = state if state is not None else self.initial_state(len(layout.length))
         at = Sequences(layout.length, state.count.numpy(), layout.after, layout.owner)
@@ -225,6 +245,22 @@ def _mixer(config: ForecasterConfig) -> Mixer:
     if config.mixer == "lstm":
         return LSTMMixer(config.width, config.heads * config.value_dim)
     return NoMixer(config.width)
+
+
+def _patcher(config: ForecasterConfig, static: int) -> SensorPatcher | EventPatcher:
+    shape: dict[str, Any] = {
+        "patch_length": config.patch_length,
+        "channels": config.lane_channels,
+        "width": config.width,
+        "known": config.known,
+        "static": static,
+        "period_ns": config.period_ns,
+        "cycles": config.calendar,
+    }
+    if not config.event_types:
+        return SensorPatcher(**shape)
+    schema = config.event_schema()
+    return EventPatcher(**shape, slots=schema.slots, marks=len(config.event_marks), by_number=config.event_window > 0)
 
 
 def _embedding_dim(cardinality: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tsgdn2 import clock
 from tsgdn2.errors import ConfigError
+from tsgdn2.events import EventSchema
 
 MIXERS = ("gdn2", "lstm", "none")
 MODES = ("independent", "joint", "attention")
@@ -61,6 +62,8 @@ class ForecasterConfig:
     """Observed values after which the scaler has forgotten half; inf forgets nothing."""
     lag_skip: int = 0
     """Last scaled steps that reach the horizon by a linear map, past the audited memory; 0 is off."""
+    bridge: float = 0.0
+    """Steps over which a value reaches into the missing cells beside it; 0 takes a missing cell for the mean."""
     calendar: tuple[str, ...] = ()
     """Cycles whose phase a token knows: any of "day", "week"."""
     known: int = 0
@@ -71,6 +74,20 @@ class ForecasterConfig:
     """Number of values of each categorical static feature."""
     channel_identity: bool = False
     """Independent channels know which channel they are; the model then serves the channels of training alone."""
+    event_types: tuple[str, ...] = ()
+    """Types that an event can have; with any, the model reads events and its channels are `event_targets`."""
+    event_marks: tuple[str, ...] = ()
+    """Names of the numbers that come with an event."""
+    event_targets: tuple[str, ...] = ()
+    """What is forecast per step: count, sum(mark), mean(mark), min(mark), max(mark), each also of one [type]."""
+    event_mark_low: tuple[float, ...] = ()
+    """Least value of each mark, -inf for none; an event below it is refused."""
+    event_mark_high: tuple[float, ...] = ()
+    """Largest value of each mark, inf for none."""
+    event_unknown: str = "raise"
+    """A type that is not in the vocabulary is an error ("raise") or one of the others ("other")."""
+    event_window: int = 0
+    """Events per commit token; 0: one token per patch of `patch_length` steps."""
 
     def __post_init__(self) -> None:
         """Check every bound; ConfigError names the field."""
@@ -106,6 +123,7 @@ class ForecasterConfig:
         _require("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
         _require("norm_max", self.norm_max, "> 0 and finite", 0 < self.norm_max < float("inf"))
         _require("half_life", self.half_life, "> 0 (inf forgets nothing)", self.half_life > 0)
+        _require("bridge", self.bridge, ">= 0 and finite", 0 <= self.bridge < float("inf"))
         _require(
             "calendar",
             self.calendar,
@@ -117,6 +135,26 @@ class ForecasterConfig:
             self.static_cardinalities,
             "each >= 1",
             all(c >= 1 for c in self.static_cardinalities),
+        )
+
+        if self.event_types or self.event_targets:
+            _require("channels", self.channels, "the number of event_targets", self.channels == len(self.event_targets))
+            _require("period_ns", self.period_ns, ">= 1 where events are counted", self.period_ns >= 1)
+            _require("event_window", self.event_window, ">= 0", self.event_window >= 0)
+            self.event_schema()
+
+    def event_schema(self, mean: tuple[float, ...] = (), scale: tuple[float, ...] = ()) -> EventSchema:
+        """How events are read; mean and scale of the marks come from training. ConfigError names the field."""
+        return EventSchema(
+            types=self.event_types,
+            targets=self.event_targets,
+            period_ns=self.period_ns,
+            marks=self.event_marks,
+            low=self.event_mark_low,
+            high=self.event_mark_high,
+            mean=mean or (0.0,) * len(self.event_marks),
+            scale=scale or (1.0,) * len(self.event_marks),
+            unknown=self.event_unknown,
         )
 
     @property

@@ -1,14 +1,15 @@
 """Sensor patches: the last P steps of C channels before a clock become one token (math.md 4, Two kinds of token).
 
-    x = asinh((v - mean) / scale) where observed, else 0      features = [x, observed, since, calendar, known, static]
+    x = asinh((v - mean) / scale)        features = [x, observed, since, calendar, known, static]
     embedding = Linear_kind(features)        observed = observed cells / all cells        (the weight m of a commit)
 
 A commit token's clock is the end of its patch, a query's is any step; the two kinds have their own linear map. A
-window with nothing observed must not come here as a commit: it is no token (math.md 4).
+window with nothing observed must not come here as a commit: it is no token (math.md 4). Cells that were not observed
+hold what they are taken for (bridge.py).
 
 | symbol | meaning | shape | unit |
 |---|---|---|---|
-| values, seen | cells of the window and whether each was observed | [.., P, C] | units of the channel |
+| values, seen | cells of the window, and which were observed | [.., P, C] | units of the channel |
 | mean, scale | the scaler after the token's last observed value | [.., C] | units of the channel |
 | since | steps between the clock and the channel's last observed value | [.., C] | steps, >= 0 |
 | clock | absolute step of the token | [..] | steps |
@@ -80,8 +81,7 @@ class SensorPatcher(nn.Module):
 
     def features(self, windows: Windows) -> Tensor:
         """Features [.., size - static] in the module's dtype; the arithmetic before the cast is float64."""
-        scaled = (windows.values - windows.mean[..., None, :]) / windows.scale[..., None, :]
-        x = np.where(windows.seen, np.arcsinh(np.where(windows.seen, scaled, 0.0)), 0.0)
+        x = np.arcsinh((windows.values - windows.mean[..., None, :]) / windows.scale[..., None, :])
         since = np.log1p(np.minimum(windows.since, NEVER_SEEN) / self.patch_length)
         parts = [
             _flat(x),

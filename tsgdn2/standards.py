@@ -31,6 +31,10 @@ class Standards:
     """Mean of each real static feature; empty without them."""
     static_scale: tuple[float, ...] = ()
     """Deviation of each real static feature, > 0."""
+    mark_mean: tuple[float, ...] = ()
+    """Mean of each mark of an event, in its own units; empty without marks."""
+    mark_scale: tuple[float, ...] = ()
+    """Deviation of each mark, > 0."""
 
     def __post_init__(self) -> None:
         """Index the names; not part of the value."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tsgdn2.bridge import bridged
 from tsgdn2.errors import SchemaError
 from tsgdn2.forecaster_config import ForecasterConfig
 from tsgdn2.patch import NEVER_SEEN, Windows
@@ -36,6 +37,8 @@ class Series:
     """[T or T + H, F], standardised; the horizon's rows let the last step be forecast."""
     static_real: Floats = field(default_factory=lambda: np.zeros(0))
     static_categories: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    hidden: Bools | None = None
+    """Cells [T, C] that the model does not get to see and is still asked for: how it learns to do without."""
 
     def __post_init__(self) -> None:
         """Check shapes and that nothing is infinite; SchemaError names the field."""
@@ -61,6 +64,7 @@ class Series:
                 known=self.known,
                 static_real=self.static_real,
                 static_categories=np.append(self.static_categories, c) if identity else self.static_categories,
+                hidden=None if self.hidden is None else self.hidden[:, c : c + 1],
             )
             for c in range(self.values.shape[1])
         ]
@@ -70,10 +74,17 @@ class Timelines:
     """Lanes laid end to end, each between margins of missing steps."""
 
     def __init__(
-        self, lanes: Sequence[Series], *, window: int, horizon: int, half_life: float, group: Ints | None = None
+        self,
+        lanes: Sequence[Series],
+        *,
+        window: int,
+        horizon: int,
+        half_life: float,
+        bridge: float = 0.0,
+        group: Ints | None = None,
     ) -> None:
         """group [lanes]: the stream of each lane, where lanes look at each other; by default each is alone."""
-        self.window, self.horizon = window, horizon
+        self.window, self.horizon, self.bridge = window, horizon, bridge
         self.group = np.arange(len(lanes)) if group is None else group
         channels = lanes[0].values.shape[1]
         self.start = np.array([lane.start for lane in lanes], np.int64)
@@ -87,12 +98,18 @@ class Timelines:
         self._mean, self._scale = np.zeros((total, channels)), np.ones((total, channels))
         self._since = np.full((total, channels), NEVER_SEEN, np.int64)
         self._known = np.zeros((total, lanes[0].known.shape[1]))
+        hiding = any(lane.hidden is not None for lane in lanes)
+        self._asked = (self._values.copy(), self._seen.copy()) if hiding else (self._values, self._seen)
+        """Values and mask of the targets: those of the inputs unless some cells are hidden."""
         self.static_real = np.stack([lane.static_real for lane in lanes])
         self.static_categories = np.stack([lane.static_categories for lane in lanes])
         lam = forgetting(half_life)
         for i, lane in enumerate(lanes):
             rows = slice(int(ends[i] - lengths[i]) + window, int(ends[i]) - horizon - window)
             seen = np.isfinite(lane.values)
+            if hiding:
+                self._asked[0][rows], self._asked[1][rows] = np.where(seen, lane.values, 0.0), seen
+                seen = seen & ~lane.hidden if lane.hidden is not None else seen
             values = np.where(seen, lane.values, 0.0)
             moments: Moments = scan(values, seen, lam)
             self._values[rows], self._seen[rows] = values, seen
@@ -105,6 +122,23 @@ class Timelines:
 
     def __len__(self) -> int:
         return len(self.start)
+
+    @property
+    def end(self) -> Ints:
+        """Clock of each lane's last step, [lanes]: where a forecast of the whole history stands."""
+        return np.asarray(self.start + self.steps - 1)
+
+    def span(self, patch: int) -> int:
+        """Clock units of a patch: steps."""
+        return patch
+
+    def horizon_steps(self, clock: Ints) -> Ints:
+        """Absolute steps of the targets of a query, [.., H]."""
+        return np.asarray(clock[..., None] + np.arange(1, self.horizon + 1))
+
+    def draw(self, lane: Ints, clock: Ints, upper: Ints, rng: np.random.Generator) -> Ints:  # noqa: ARG002
+        """A query clock in each (clock, upper], any step alike."""
+        return np.asarray(clock + rng.integers(1, upper - clock + 1))
 
     def commit_clocks(self, lane: int, patch: int, shift: int = 0, *, before: int | None = None) -> Ints:
         """Clocks (last steps) of the patches that hold an observation and end before step `before`, oldest first.
@@ -130,12 +164,12 @@ class Timelines:
         index = (self._offset[lane] + clock)[..., None] + np.arange(1 - patch, 1)
         return np.asarray(self._seen[index].any((-2, -1)))
 
-    def windows(self, lane: Ints, clock: Ints, patch: int) -> Windows:
-        """The P steps that end at each clock; lane and clock [..]."""
+    def windows(self, lane: Ints, clock: Ints, patch: int, waited: Ints | None = None) -> Windows:  # noqa: ARG002
+        """The P steps that end at each clock; lane and clock [..]. What came `waited` before matters to events only."""
         at = self._offset[lane] + clock
         index = at[..., None] + np.arange(1 - patch, 1)
         return Windows(
-            values=self._values[index],
+            values=self._filled(at, patch),
             seen=self._seen[index],
             mean=self._mean[at],
             scale=self._scale[at],
@@ -145,10 +179,16 @@ class Timelines:
         )
 
     def lags(self, lane: Ints, clock: Ints, count: int) -> Floats:
-        """The last `count` steps at each clock, standardised by its statistics, 0 where missing: [.., L, C]."""
+        """The last `count` steps at each clock, standardised by its statistics, what is missing filled: [.., L, C]."""
         at = self._offset[lane] + clock
-        index = at[..., None] + np.arange(1 - count, 1)
-        return standardise(self._values[index], self._seen[index], self._mean[at], self._scale[at])
+        return scaled(self._filled(at, count), self._mean[at], self._scale[at])
+
+    def _filled(self, at: Ints, count: int) -> Floats:
+        """The last `count` steps, missing ones as the whole window that a stream holds has them filled."""
+        steps = self.window if self.bridge else count
+        index = at[..., None] + np.arange(1 - steps, 1)
+        values = bridged(self._values[index], self._seen[index], self._mean[at], self._scale[at], self.bridge)
+        return values[..., steps - count :, :]
 
     def future(self, lane: Ints, clock: Ints) -> Floats:
         """Known covariates of the horizon after each clock, [.., H, F]."""
@@ -158,8 +198,8 @@ class Timelines:
         """The horizon after each clock in the clock's standard units, and where it was observed: [.., H, C]."""
         at = self._offset[lane] + clock
         index = at[..., None] + np.arange(1, self.horizon + 1)
-        seen = self._seen[index]
-        return standardise(self._values[index], seen, self._mean[at], self._scale[at]), seen
+        values, seen = self._asked
+        return standardise(values[index], seen[index], self._mean[at], self._scale[at]), seen[index]
 
     def statistics(self, lane: Ints, clock: Ints) -> tuple[Floats, Floats]:
         """Mean and scale at each clock, [.., C]."""
@@ -167,6 +207,11 @@ class Timelines:
         return self._mean[at], self._scale[at]
 
 
+def scaled(values: Floats, mean: Floats, scale: Floats) -> Floats:
+    """(values - mean) / scale; values [.., N, C], mean and scale [.., C]."""
+    return np.asarray((values - mean[..., None, :]) / scale[..., None, :])
+
+
 def standardise(values: Floats, seen: Bools, mean: Floats, scale: Floats) -> Floats:
-    """(values - mean) / scale where seen, else 0; values [.., N, C], mean and scale [.., C]."""
-    return np.where(seen, (values - mean[..., None, :]) / scale[..., None, :], 0.0)
+    """The same where seen, else 0."""
+    return np.where(seen, scaled(values, mean, scale), 0.0)

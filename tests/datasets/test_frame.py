@@ -9,7 +9,18 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from tsgdn2.datasets.errors import DataError, FrameError
-from tsgdn2.datasets.frame import STREAM, TIME, TIME_DTYPE, channels, normalise, validate
+from tsgdn2.datasets.frame import (
+    CHANNEL,
+    STREAM,
+    TIME,
+    TIME_DTYPE,
+    VALUE,
+    channels,
+    lengthen,
+    normalise,
+    validate,
+    widen,
+)
 
 STAMPS = st.integers(-(2**63) + 2, 2**63 - 2)
 VALUES = st.none() | st.floats(allow_nan=False, allow_infinity=False)
@@ -145,3 +156,86 @@ def test_an_empty_frame_of_the_schema_is_valid_and_errors_are_value_errors():
     assert validate(GOOD.clear()).height == 0
     assert issubclass(FrameError, DataError)
     assert issubclass(DataError, ValueError)
+
+
+LONG = {STREAM: pl.String, TIME: pl.Int64, CHANNEL: pl.String, VALUE: pl.Float64}
+
+
+def long(rows: list[tuple]) -> pl.DataFrame:
+    return pl.DataFrame(rows, schema=LONG, orient="row")
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ba"), STAMPS | st.integers(0, 3), st.sampled_from(["t", "p", "\u00e9"]), VALUES)
+    ),
+    st.sampled_from(["first", "last"]),
+)
+def test_each_cell_of_a_widened_frame_is_what_its_channel_reported(rows, keep):
+    cells: dict[tuple, float | None] = {}
+    for stream, time, channel, value in rows if keep == "last" else reversed(rows):
+        cells[stream, time, channel] = value
+    wide = validate(widen(long(rows), unit="ns", channels=["t", "p", "never", "\u00e9"], duplicates=keep))
+    assert wide.columns == [STREAM, TIME, "t", "p", "never", "\u00e9"]
+    assert wide.with_columns(pl.col(TIME).to_physical()).rows() == [
+        (*key, *(cells.get((*key, channel)) for channel in channels(wide))) for key in sorted({row[:2] for row in rows})
+    ]
+    again = lengthen(wide)
+    assert again.height == sum(value is not None for value in cells.values())
+    heard = wide.filter(pl.any_horizontal(pl.col(channels(wide)).is_not_null()))
+    assert_frame_equal(widen(again, channels=channels(wide)), heard)
+
+
+def test_sensors_that_report_each_at_its_own_rate_stand_side_by_side():
+    raw = pl.DataFrame(
+        {
+            "when": ["2020-01-01 00:00:00.0000001", "2020-01-01 00:00:01", "2020-01-01 00:00:00.0000001"],
+            "tag": [7, 7, 10],
+            "reading": [1.0, -999.0, float("nan")],
+            "note": ["x", "y", "z"],
+        }
+    )
+    wide = widen(raw, time="when", channel="tag", value="reading", name="pump", missing=(-999,))
+    assert wide.columns == [STREAM, TIME, "10", "7"]
+    assert wide.select("10", "7").rows() == [(None, 1.0), (None, None)]
+    assert wide[TIME].dt.nanosecond().to_list() == [100, 0]
+    parts = lengthen(wide)
+    assert parts.schema == {STREAM: pl.String, TIME: TIME_DTYPE, CHANNEL: pl.String, VALUE: pl.Float64}
+    assert [row[2:] for row in parts.rows()] == [("7", 1.0)]
+    only = widen(raw, time="when", channel="tag", value="reading", name="pump", channels=["10"])
+    assert only.rows() == [("pump", wide[TIME][0], None)]
+
+
+def test_the_parts_of_a_frame_follow_its_stream_its_time_and_the_order_of_its_channels():
+    frame = normalise(loose(z=[1.0, None], a=[None, 2.0], m=[3.0, 4.0]))
+    assert [row[2:] for row in lengthen(frame).rows()] == [("z", 1.0), ("m", 3.0), ("a", 2.0), ("m", 4.0)]
+    assert lengthen(frame.clear()).height == 0
+    with pytest.raises(FrameError, match="row 1 is out of order"):
+        lengthen(frame.reverse())
+
+
+REPORTS = long([("a", 1, "t", 1.0), ("a", 1, "t", 2.0), ("a", 1, "p", 3.0)])
+
+
+@pytest.mark.parametrize(
+    ("raw", "options", "message"),
+    [
+        (REPORTS, {}, r"channel 't' of stream 'a' at 1970-01-01T00:00:01.* more than once \(2 such rows\)"),
+        (REPORTS, {"duplicates": "mean"}, "duplicates must be 'error', 'first' or 'last', got 'mean'"),
+        (REPORTS.drop(VALUE), {}, "no column 'value'"),
+        (REPORTS, {"channel": "tag"}, "no column 'tag'"),
+        (REPORTS.with_columns(channel=pl.Series(["t", None, "p"])), {}, "'channel' is empty in row 1"),
+        (REPORTS.with_columns(channel=pl.lit(0.5)), {}, "channel column 'channel' must be text or integers"),
+        (REPORTS.with_columns(channel=pl.lit("time")), {}, "channels must be one or more names, each once and neither"),
+        (REPORTS, {"channels": []}, r"channels must be one or more names, .* got \[\]"),
+        (REPORTS, {"channels": ["t", "t"]}, "channels must be one or more names"),
+        (REPORTS.clear(), {}, "channels must be one or more names"),
+        (REPORTS.with_columns(value=pl.lit("1")), {}, "value 'value' must hold numbers, got String"),
+        (REPORTS.with_columns(value=pl.Series([1.0, 2.0, float("inf")])), {}, "value 'value' is inf in row 2"),
+        (REPORTS, {"unit": None}, "unit must be ns, us, ms or s"),
+    ],
+)
+def test_bad_reports_are_refused_by_name(raw, options, message):
+    with pytest.raises(FrameError, match=message):
+        widen(raw, **{"unit": "s", **options})

@@ -38,3 +38,23 @@ def test_batches_are_reproducible_and_never_look_past_the_cut():
     ]
     assert len(scored) == len(set(scored))
     assert min(step for _, step in scored) >= until[0]
+
+
+def test_hidden_cells_are_asked_for_and_seen_by_nothing_else():
+    rng = np.random.default_rng(1)
+    values = 5 + rng.normal(size=(400, 1))
+    hidden = rng.random(values.shape) < 0.4
+    config = ForecasterConfig(prediction_length=6, period_ns=3_600_000_000_000, patch_length=4, lag_skip=8, bridge=3.0)
+    options = {"window": 8, "horizon": 6, "half_life": 100.0, "bridge": 3.0}
+    scale = np.ones(1)
+    told = Timelines([Series(values=values, start=50, prior_scale=scale, hidden=hidden)], **options)
+    gone = Timelines([Series(values=np.where(hidden, np.nan, values), start=50, prior_scale=scale)], **options)
+    sampling = {"tokens": 8, "batch_size": 4, "batches": 4, "seed": 3}
+    for a, b in zip(WindowSampler(told, config, **sampling), WindowSampler(gone, config, **sampling), strict=True):
+        for mine, other in zip((*a.commits, *a.queries.windows), (*b.commits, *b.queries.windows), strict=True):
+            np.testing.assert_array_equal(mine, other)
+        np.testing.assert_array_equal(a.queries.lags, b.queries.lags)
+        np.testing.assert_array_equal(a.target[b.weight], b.target[b.weight])
+        inside = (a.queries.windows.clock[:, None, None] + np.arange(1, 7)[:, None]) < 450
+        assert (a.weight == inside).all(), "every cell of the horizon counts, hidden or not"
+        assert (a.weight & ~b.weight).any()

@@ -70,10 +70,15 @@ def asynchronous(rng, steps, channels):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=6, deadline=None)
-@given(seed=st.integers(0, 10**6), channels=st.sampled_from([1, 2, 3, 17]), whole=st.booleans())
-def test_the_stream_equals_the_batch_after_every_partial_observation(mode, dtype, seed, channels, whole):
+@given(
+    seed=st.integers(0, 10**6),
+    channels=st.sampled_from([1, 2, 3, 17]),
+    whole=st.booleans(),
+    bridge=st.sampled_from([0.0, 5.0]),
+)
+def test_the_stream_equals_the_batch_after_every_partial_observation(mode, dtype, seed, channels, whole, bridge):
     rng = np.random.default_rng(seed)
-    forecaster = model(channels, mode=mode, dtype=dtype, seed=seed % 100)
+    forecaster = model(channels, mode=mode, dtype=dtype, seed=seed % 100, bridge=bridge, lag_skip=9 if seed % 2 else 0)
     online, predictor = both(forecaster)
     values = asynchronous(rng, 60, channels)
     entries, streamed = [], []
