@@ -60,6 +60,8 @@ class RawSeries:
     known: Floats
     static_real: Floats
     static_categories: Ints
+    flat: bool
+    """The target came as [T]."""
     hidden: Bools | None = None
     """Cells of `values` that training hides from the input."""
     events: EventArrays | None = None
@@ -70,7 +72,7 @@ class RawSeries:
         return Series(
             values=self.values,
             start=self.step,
-            prior_scale=standards.prior_scale(self.item_id, channels),
+            prior_scale=standards.prior_scale(self.item_id, names_of(channels, self.values.shape[1])),
             known=self._known(standards),
             static_real=standards.static(self.static_real) if standards.static_mean else np.zeros(0),
             static_categories=self.static_categories,
@@ -97,6 +99,13 @@ class RawSeries:
         return standards.known(self.known, "feat_dynamic_real") if width else np.zeros((0, 0))
 
 
+def names_of(channels: tuple[str, ...], count: int) -> tuple[str, ...]:
+    """Names of `count` channels: those of the model where it has as many, else value or c0, c1, .."""
+    if len(channels) == count:
+        return channels
+    return ("value",) if count == 1 else tuple(f"c{i}" for i in range(count))
+
+
 def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: bool) -> RawSeries:
     """Check one entry against the config. SchemaError names the field and the item.
 
@@ -112,11 +121,13 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
     if period_ns(start.freqstr) != config.period_ns:
         raise SchemaError(f"start: item {item!r} has steps of {start.freqstr!r}, the model another; resample it")
     target = np.asarray(entry["target"], np.float64)
-    target = target[None] if target.ndim == 1 else target
-    if target.ndim != 2 or target.shape[0] != config.channels or target.shape[1] == 0:
+    flat = target.ndim == 1
+    target = target[None] if flat else target
+    if target.ndim != 2 or 0 in target.shape or (config.bound and target.shape[0] != config.channels):
+        wanted = f"target_channels={config.channels}" if config.bound else "one row per channel, as many as there are"
         raise SchemaError(
-            f"target: item {item!r} has shape {np.asarray(entry['target']).shape}, the model has target_channels="
-            f"{config.channels}; expected [T] for 1, else [{config.channels}, T], T >= 1"
+            f"target: item {item!r} has shape {np.asarray(entry['target']).shape}, the model takes {wanted}; expected "
+            f"[T] for 1, else [{config.channels if config.bound else 'C'}, T], T >= 1"
         )
     length = target.shape[1]
     known = np.zeros((0, 0))
@@ -141,7 +152,7 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
     if config.event_types:
         period = config.period_ns
         events = _events(entry, config.event_schema(), item, step * period, (step + length) * period)
-    return RawSeries(item, start, step, target.T, known, real, categories, events=events)
+    return RawSeries(item, start, step, target.T, known, real, categories, flat, events=events)
 
 
 def _events(entry: Entry, schema: EventSchema, item: str, begin: int, end: int) -> EventArrays:

@@ -26,7 +26,7 @@ from tsgdn2.clock import calendar_cycles
 from tsgdn2.errors import ConfigError, SchemaError
 from tsgdn2.forecaster import Forecaster, ForecasterConfig
 from tsgdn2.pipelines.distribution import Distribution
-from tsgdn2.pipelines.entries import RawSeries, period_ns, read_entry
+from tsgdn2.pipelines.entries import RawSeries, names_of, period_ns, read_entry
 from tsgdn2.pipelines.lightning_module import ForecastTraining
 from tsgdn2.pipelines.loader import WindowSampler, validation_batches
 from tsgdn2.pipelines.packing import Lines, timelines_of
@@ -168,7 +168,7 @@ class GDN2Estimator(PyTorchLightningEstimator):
             "1 unless a window is a multiple of 64 patches (the bound on the state is aligned to 64 commits)",
         )
         count = self.config.channels
-        names = tuple(channel_names if channel_names is not None else event_targets or _default_names(count))
+        names = tuple(channel_names if channel_names is not None else event_targets or names_of((), count))
         _bounds("channel_names", names, len(set(names)) == len(names) == count, f"{count} different names")
         self.channel_names = names
         self.batch_size, self.num_batches_per_epoch = batch_size, num_batches_per_epoch
@@ -308,10 +308,6 @@ def _warm(forecaster: Forecaster, start: Forecaster) -> None:
         differ = [name for name in ours if ours[name] != theirs[name]]
         raise ConfigError(f"predictor: was trained with another config ({differ} differ); a warm start needs the same")
     forecaster.load_state_dict(start.state_dict())
-
-
-def _default_names(channels: int) -> tuple[str, ...]:
-    return ("value",) if channels == 1 else tuple(f"c{i}" for i in range(channels))
 
 
 def _bounds(name: str, value: object, ok: bool, allowed: str) -> None:

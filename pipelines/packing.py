@@ -94,8 +94,8 @@ def pack(timelines: Lines, runs: list[Run], patch: int, asked: Ints) -> Packed:
             here = timelines.anything(lanes, run.clocks, patch) if len(run.lanes) > 1 else np.ones(n, np.bool_)
             mine, done = run.clocks[here], np.cumsum(here)
             held = np.concatenate((run.before[column : column + 1], mine))
-            commits.append((lanes[here], mine, _since(mine, held[:-1]), moments[here], columns[here]))
-            queries.append((lanes, own, _since(own, held[done]), moments, columns))
+            commits.append((lanes[here], mine, since(mine, held[:-1]), moments[here], columns[here]))
+            queries.append((lanes, own, since(own, held[done]), moments, columns))
             after.append(first + done - 1)
             warm.append(np.arange(n) < run.warm)
             length.append(len(mine))
@@ -158,6 +158,6 @@ def run_of(lanes: Ints, clocks: Ints, first: int, stop: int, span: int, *, warm:
     return Run(lanes, part, nexts, np.full(len(lanes), NONE), warm)
 
 
-def _since(clock: Ints, held: Ints) -> Ints:
-    """Time since what is held; 0 where nothing is."""
+def since(clock: Ints, held: Ints) -> Ints:
+    """Time from what is held to each clock; 0 where nothing is (NONE)."""
     return np.where(held == NONE, 0, clock - np.where(held == NONE, 0, held))

@@ -94,7 +94,7 @@ class GDN2Predictor(PyTorchPredictor):
                 results[row] = result
         for index, raw in enumerate(block):
             array = results[index]  # [Q or samples, H, C]
-            array = array[..., 0] if self.config.channels == 1 else array
+            array = array[..., 0] if raw.flat or (self.config.channels == 1 and array.shape[-1] == 1) else array
             start = raw.start + len(raw.values)
             if self.distribution is None:
                 keys = [str(level) for level in self.config.quantiles]

@@ -34,7 +34,7 @@ def open_online(path: Path, channels: Sequence[str], *, audit: bool) -> OnlinePr
     if path.suffix != STATE:
         predictor = open_predictor(path)
         config = AuditConfig() if audit and predictor.config.mixer == "gdn2" else None
-        names = channels if predictor.config.mode == "independent" and predictor.config.channels == 1 else None
+        names = channels if not predictor.config.bound and predictor.config.channels == 1 else None
         return OnlinePredictor.from_predictor(predictor, channels=names, late="drop", audit=config)
     online = OnlinePredictor.load(path)
     if online.audit is not None and not audit:

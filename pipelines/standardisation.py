@@ -25,8 +25,11 @@ def standards_of(raw: list[RawSeries], cut: list[int], config: ForecasterConfig)
         past = one.values[: stop - one.step]
         deviation = np.array([_deviation(past[:, c]) for c in range(past.shape[1])])
         scales[one.item_id] = deviation
-    table = np.stack(list(scales.values()))
-    whole = np.exp(np.log(table).mean(0))
+    tables = list(scales.values())
+    if len({len(one) for one in tables}) == 1:
+        whole = np.exp(np.log(np.stack(tables)).mean(0))
+    else:  # streams of different numbers of channels share one
+        whole = np.exp(np.log(np.concatenate(tables)).mean(keepdims=True))
     named = tuple((name, tuple(scale.tolist())) for name, scale in list(scales.items())[:MAX_NAMED_ITEMS])
     known = np.concatenate([one.known[: stop - one.step] for one, stop in zip(raw, cut, strict=True)])
     static = np.stack([one.static_real for one in raw])

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from tsgdn2.errors import ConfigError, SchemaError
-from tsgdn2.pipelines.entries import read_entry
+from tsgdn2.pipelines.entries import names_of, read_entry
+from tsgdn2.pipelines.packing import NONE, patch_clocks, since, streams_of, timelines_of
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.streaming import one_thread
+from tsgdn2.sequence import Peers
 from tsgdn2.state import ForecasterState
-from tsgdn2.timeline import Ints, Timelines
+from tsgdn2.timeline import Ints
 
 PADDING = -1
 
@@ -69,34 +71,40 @@ def collect(
     if config.mixer != "gdn2":
         raise ConfigError(f"predictor: only a gdn2 state can be audited, this model has mixer {config.mixer!r}")
     raw = [read_entry(entry, config, number, horizon=False) for number, entry in enumerate(entries)]
-    series = [one.series(predictor.standards, predictor.channels) for one in raw]
-    split = config.mode == "independent"
-    lines = Timelines(
-        [lane for one in series for lane in one.lanes(config)], window=config.window, horizon=config.prediction_length,
-        half_life=config.half_life,
-    )  # fmt: skip
-    clocks = [lines.commit_clocks(lane, config.patch_length) for lane in range(len(lines))]
-    length = np.array([len(own) for own in clocks])
+    lines, entry = timelines_of(raw, config, predictor.standards, predictor.channels)
+    streams, patch = streams_of(lines), config.patch_length
+    clocks = [patch_clocks(lines, own, patch, 0, lines.start + lines.steps) for own in streams]
+    length = np.array([
+        int(lines.anything(np.full(len(ends), lane), ends, patch).sum())
+        for own, ends in zip(streams, clocks, strict=True) for lane in own.tolist()
+    ])  # fmt: skip
     if not length.any():
-        raise SchemaError(f"data: no series holds one observed patch of {config.patch_length} steps to be audited")
+        raise SchemaError(f"data: no series holds one observed patch of {patch} steps to be audited")
     tokens = min(window, int(length.max()))
     static = model.static(lines.static_real, lines.static_categories)
     state = model.initial_state(len(lines))
     initial = {layer: state.layers[layer]["memory"].clone() for layer in layers}
     kept = {layer: _empty(len(lines), tokens, config.heads, config.key_dim, config.value_dim) for layer in layers}
     when = np.full((len(lines), tokens), PADDING, np.int64)
-    for n in range(int(length.max())):
-        rows = np.flatnonzero(length > n)
-        begins = torch.from_numpy(rows[length[rows] - tokens == n])
+    done, last = np.zeros(len(lines), np.int64), np.full(len(lines), NONE)
+    for n in range(max(map(len, clocks))):
+        alive = [(own, ends[n]) for own, ends in zip(streams, clocks, strict=True) if len(ends) > n]
+        lanes, clock = np.concatenate([own for own, _ in alive]), np.concatenate([np.full(len(o), c) for o, c in alive])
+        moment = np.repeat(np.arange(len(alive)), [len(own) for own, _ in alive])
+        column = np.concatenate([np.arange(len(own)) for own, _ in alive])
+        here = lines.anything(lanes, clock, patch)
+        rows, clock = lanes[here], clock[here]
+        peers = None
+        if config.across:
+            everyone, width = np.ones(len(rows), np.bool_), int(column.max()) + 1
+            peers = Peers(moment[here], column[here], everyone, groups=len(alive), width=width)
+        begins = torch.from_numpy(rows[length[rows] - tokens == done[rows]])
         for layer in layers:
             initial[layer][begins] = state.layers[layer]["memory"][begins]
-        clock = np.array([clocks[row][n] for row in rows], np.int64)
-        waited = clock - np.array([clocks[row][max(0, n - 1)] for row in rows], np.int64)
-        at = torch.from_numpy(rows)
-        after, traced = model.commit(
-            lines.windows(rows, clock, config.patch_length), waited / config.patch_length, static[at], state.rows(at)
-        )
-        column = n - (length[rows] - tokens)  # padded on the left: the last commit is always the last column
+        waited, at = since(clock, last[rows]), torch.from_numpy(rows)
+        windows = lines.windows(rows, clock, patch, waited)
+        after, traced = model.commit(windows, waited / lines.span(patch), static[at], state.rows(at), peers)
+        column = done[rows] - (length[rows] - tokens)  # padded on the left: the last commit is always the last column
         inside = column >= 0
         target = (torch.from_numpy(rows[inside]), torch.from_numpy(column[inside]))
         when[rows[inside], column[inside]] = clock[inside]
@@ -104,10 +112,13 @@ def collect(
             for name, rows_of in kept[layer].items():
                 rows_of[target] = traced[layer][name][torch.from_numpy(inside)]
         _put(state, at, after)
+        done[rows] += 1
+        last[rows] = clock
         tick()
+    count = np.bincount(entry)
     names = tuple(
-        f"{one.item_id}/{channel}" if split and config.channels > 1 else one.item_id
-        for one in raw for channel in (predictor.channels if split else ("all",))
+        f"{one.item_id}/{channel}" if many > 1 else one.item_id
+        for one, many in zip(raw, count.tolist(), strict=True) for channel in names_of(predictor.channels, many)
     )  # fmt: skip
     return tuple(_trace(layer, names, when, kept[layer], initial[layer], state) for layer in layers)
 

@@ -168,6 +168,11 @@ class ForecasterConfig:
         return self.channels if self.mode == "joint" else 1
 
     @property
+    def bound(self) -> bool:
+        """Whether the model serves the channels of its training alone; else any number of them."""
+        return self.mode == "joint" or self.channel_identity or bool(self.event_types)
+
+    @property
     def across(self) -> int:
         """Heads of the attention across channels; 0 for none."""
         return self.heads if self.mode == "attention" else 0

@@ -106,7 +106,7 @@ class OnlinePredictor:
         """Stream a trained predictor. An independent model serves any `channels`; others keep those of training."""
         forecaster = predictor.forecaster
         names = tuple(channels) if channels is not None else predictor.channels
-        fixed = forecaster.config.mode != "independent" or forecaster.config.channel_identity
+        fixed = forecaster.config.bound
         if fixed and names != predictor.channels:
             raise ConfigError(
                 f"channels: this model is bound to the channels of its training {list(predictor.channels)} "
