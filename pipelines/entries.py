@@ -4,7 +4,7 @@
     step = start.ordinal            for a calendar frequency (months, quarters, business days): period_ns = 0
 
 An entry is {start: pandas.Period, target [T] or [C, T], item_id, feat_dynamic_real [F, T(+H)], feat_static_real [R],
-feat_static_cat [K]}; missing is NaN. One of events has event_time [E] (int64 ns, in order), event_type [E] and
+feat_static_cat [K], feat_dynamic_cat [G, T(+H)], past_feat_dynamic_real [U, T]}; missing is NaN. One of events has event_time [E] (int64 ns, in order), event_type [E] and
 event_marks [E, M] beside a target that says how long it is; later events are not looked at.
 """
 
@@ -19,6 +19,7 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 
+from tsgdn2.covariates import Covariates
 from tsgdn2.errors import ConfigError, SchemaError, TsgdnError
 from tsgdn2.event_history import EventSeries
 from tsgdn2.events import EventArrays, EventSchema
@@ -51,13 +52,18 @@ def absolute_step(start: pd.Period, period: int) -> int:
 
 @dataclass(frozen=True)
 class RawSeries:
-    """One entry in arrays: values [T, C], known [T(+H), F], static features, absolute start, name."""
+    """One entry in arrays: values [T, C], known [T(+H), F + G], past [T(+H), U], static features, start, name."""
+
+    config: ForecasterConfig
 
     item_id: str
     start: pd.Period
     step: int
     values: Floats
     known: Floats
+    """Reals, then categories."""
+    past: Floats
+    """NaN where missing, and beyond the last step."""
     static_real: Floats
     static_categories: Ints
     flat: bool
@@ -95,8 +101,7 @@ class RawSeries:
         )
 
     def _known(self, standards: Standards) -> Floats:
-        width = len(standards.known_mean)
-        return standards.known(self.known, "feat_dynamic_real") if width else np.zeros((0, 0))
+        return Covariates(self.config, standards).columns(self.known, self.past, "feat_dynamic_real")
 
 
 def names_of(channels: tuple[str, ...], count: int) -> tuple[str, ...]:
@@ -130,16 +135,13 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
             f"[T] for 1, else [{config.channels if config.bound else 'C'}, T], T >= 1"
         )
     length = target.shape[1]
-    known = np.zeros((0, 0))
-    if config.known:
-        raw = np.asarray(entry.get("feat_dynamic_real", np.zeros((0, 0))), np.float64)
-        need = length + (config.prediction_length if horizon else 0)
-        if raw.ndim != 2 or raw.shape[0] != config.known or raw.shape[1] < need:
-            raise SchemaError(
-                f"feat_dynamic_real: item {item!r} needs [{config.known}, {need}] or longer"
-                f"{' (it must reach over the horizon)' if horizon else ''}, got {raw.shape}"
-            )
-        known = raw.T
+    whole = length + config.prediction_length
+    need = whole if horizon else length
+    reals = _dynamic(entry, "feat_dynamic_real", config.known, need, whole, item)
+    codes = _dynamic(entry, "feat_dynamic_cat", len(config.known_cardinalities), need, whole, item)
+    steps = min(len(reals), len(codes))
+    past = np.full((steps, config.past), np.nan)
+    past[:length] = _dynamic(entry, "past_feat_dynamic_real", config.past, length, length, item)
     real = np.asarray(entry.get("feat_static_real", ()), np.float64).reshape(-1)[: config.static_real]
     if len(real) != config.static_real:
         raise SchemaError(f"feat_static_real: item {item!r} needs {config.static_real} values, got {real}")
@@ -152,7 +154,32 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
     if config.event_types:
         period = config.period_ns
         events = _events(entry, config.event_schema(), item, step * period, (step + length) * period)
-    return RawSeries(item, start, step, target.T, known, real, categories, flat, events=events)
+    return RawSeries(
+        config,
+        item,
+        start,
+        step,
+        target.T,
+        np.hstack([reals[:steps], codes[:steps]]),
+        past,
+        real,
+        categories,
+        flat,
+        events=events,
+    )
+
+
+def _dynamic(entry: Entry, name: str, width: int, need: int, most: int, item: str) -> Floats:
+    """A field [width, T or longer] of an entry as [T, width], `need` to `most` steps long."""
+    if not width:
+        return np.zeros((most, 0))
+    raw = np.asarray(entry.get(name, np.zeros((0, 0))), np.float64)
+    if raw.ndim != 2 or raw.shape[0] != width or raw.shape[1] < need:
+        raise SchemaError(
+            f"{name}: item {item!r} needs [{width}, {need}] or longer (what is known must reach over the horizon of a "
+            f"forecast), got {raw.shape}"
+        )
+    return raw.T[:most]
 
 
 def _events(entry: Entry, schema: EventSchema, item: str, begin: int, end: int) -> EventArrays:

@@ -47,7 +47,9 @@ class GDN2Estimator(PyTorchLightningEstimator):
     "independent", "joint" or "attention". event_types, event_targets, event_marks: vocabulary, what is counted per
     step, and the numbers of an event, for entries of events (datasets.gluon.event_entries). quantiles: levels, or pass
     distr_output (a GluonTS torch output) instead.
-    num_feat_dynamic_real: known covariates, feat_dynamic_real [F, T + H]. lag_skip: steps of the linear skip, 0 is off.
+    num_feat_dynamic_real: known covariates, feat_dynamic_real [F, T + H]; dynamic_cardinality: values of each known
+    category, feat_dynamic_cat [G, T + H]; num_past_feat_dynamic_real: covariates without a future, NaN is missing,
+    past_feat_dynamic_real [U, T]. num_feat_static_real, cardinality: feat_static_real [R], feat_static_cat [K]. lag_skip: steps of the linear skip, 0 is off.
     bridge: steps over which a value reaches into missing cells beside it (default half a season, 0 takes them for the
     mean). hidden_shares: every series also trains in copies of which these shares of the cells are hidden from the
     input, at random, for data with more gaps than those of training.
@@ -67,6 +69,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
         channels: str = "independent",
         quantiles: Sequence[float] = DECILES,
         num_feat_dynamic_real: int = 0,
+        num_past_feat_dynamic_real: int = 0,
+        dynamic_cardinality: Sequence[int] = (),
         num_feat_static_real: int = 0,
         cardinality: Sequence[int] = (),
         distr_output: Output | None = None,
@@ -141,6 +145,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
             half_life=float(max(64, 14 * season)) if half_life is None else half_life,
             calendar=cycles,
             known=num_feat_dynamic_real,
+            known_cardinalities=tuple(dynamic_cardinality),
+            past=num_past_feat_dynamic_real,
             static_real=num_feat_static_real,
             static_cardinalities=tuple(cardinality),
         )

@@ -31,9 +31,11 @@ def standards_of(raw: list[RawSeries], cut: list[int], config: ForecasterConfig)
     else:  # streams of different numbers of channels share one
         whole = np.exp(np.log(np.concatenate(tables)).mean(keepdims=True))
     named = tuple((name, tuple(scale.tolist())) for name, scale in list(scales.items())[:MAX_NAMED_ITEMS])
-    known = np.concatenate([one.known[: stop - one.step] for one, stop in zip(raw, cut, strict=True)])
+    known = np.concatenate([one.known[: stop - one.step, : config.known] for one, stop in zip(raw, cut, strict=True)])
+    past = np.concatenate([one.past[: stop - one.step] for one, stop in zip(raw, cut, strict=True)])
     static = np.stack([one.static_real for one in raw])
     mean, scale = _moments(known) if config.known else (np.zeros(0), np.zeros(0))
+    past_mean, past_scale = _moments(past) if config.past else (np.zeros(0), np.zeros(0))
     static_mean, static_scale = _moments(static) if config.static_real else (np.zeros(0), np.zeros(0))
     mark_mean, mark_scale = mark_units(_past_events(raw, cut, config)) if config.event_marks else ((), ())
     return Standards(
@@ -41,6 +43,8 @@ def standards_of(raw: list[RawSeries], cut: list[int], config: ForecasterConfig)
         prior=named,
         known_mean=tuple(mean.tolist()),
         known_scale=tuple(scale.tolist()),
+        past_mean=tuple(past_mean.tolist()),
+        past_scale=tuple(past_scale.tolist()),
         static_mean=tuple(static_mean.tolist()),
         static_scale=tuple(static_scale.tolist()),
         mark_mean=mark_mean,
@@ -63,5 +67,8 @@ def _deviation(values: Floats) -> float:
 
 
 def _moments(rows: Floats) -> tuple[Floats, Floats]:
-    mean, scale = np.nanmean(rows, 0), np.nanstd(rows, 0)
+    seen = np.isfinite(rows)
+    count = np.maximum(seen.sum(0), 1)
+    mean = np.where(seen, rows, 0.0).sum(0) / count
+    scale = np.sqrt((np.where(seen, rows - mean, 0.0) ** 2).sum(0) / count)
     return mean, np.where(scale > 0, scale, 1.0)

@@ -1,7 +1,7 @@
 """What a missing cell of a window is taken for: the mean of a first-order process between the neighbours that were seen.
 
     z = (x - mean) / scale,  a, b the nearest z seen before and after, d1, d2 steps away, rho = exp(-1 / span)
-    z = [rho^d1 (1 - rho^2d2) a + rho^d2 (1 - rho^2d1) b] / (1 - rho^2(d1+d2))          d = inf where there is no neighbour
+    z = [rho^d1 (1 - rho^2d2) a + rho^d2 (1 - rho^2d1) b] / (1 - rho^2(d1+d2))        no neighbour there: d = inf
 
 Nothing beyond the window is looked at, so a stream and a batch that hold the same window fill it alike, and no cell
 after the clock is ever read. Far from its neighbours a cell is taken for the mean. Masks and weights stay as they are:

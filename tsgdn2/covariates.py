@@ -1,7 +1,10 @@
-"""Known covariates and static features as a stream's caller gives them, checked against those of the training.
+"""Known and past covariates and static features as a caller gives them, checked against those of the training.
 
-Standardised here once, so that neither the rings nor the model ever see raw units. Messages name the argument.
-F known covariates, R real static features, K categories, H horizon.
+    columns of a step = [known reals, known categories one-hot, past reals (0 where missing), 1 where one was given]
+    columns of the horizon = the first two
+
+Standardised here once, for batch and stream alike, so that neither the rings nor the model ever see raw units. Messages
+name the argument. F known reals, G known categories, U past covariates, R static reals, K static categories, H horizon.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ class Covariates:
 
     def __init__(self, config: ForecasterConfig, standards: Standards) -> None:
         self.config, self.standards = config, standards
+        self._given = config.known + len(config.known_cardinalities)
 
     def static(self, stream: str, static: ArrayLike | None, *, opened: bool) -> tuple[Floats, Ints] | None:
         """Real features standardised and categories of a stream that is being opened; None where there are none."""
@@ -43,29 +47,61 @@ class Covariates:
             raise SchemaError(f"static: categories must be integers below {cardinalities}, got {raw[reals:]}")
         return self.standards.static(raw[:reals]), categories
 
-    def known(self, known: ArrayLike | None, rows: int) -> Floats:
-        """Covariates of N rows, standardised, [N, F]; one row may come as [F]."""
-        shape = (rows, self.config.known)
-        if not self.config.known and known is None:
-            return np.zeros(shape)
-        if known is None:
-            raise SchemaError(f"known: the model was trained with {self.config.known} known covariates; give them")
-        raw = numbers(known, "known")
-        raw = raw[None] if raw.ndim == 1 and rows == 1 else raw
-        if raw.shape != shape:
-            raise SchemaError(f"known: must have shape {shape}, got {raw.shape}")
-        return self.standards.known(raw)
+    def known(self, known: ArrayLike | None, rows: int, past: ArrayLike | None = None) -> Floats:
+        """Columns of N steps; known [N, F + G], past [N, U] with NaN where missing; one row may come flat."""
+        reals = _rows(known, rows, self._given, "known")
+        if reals is None:
+            raise SchemaError(
+                f"known: the model was trained with {self.config.known} known covariates and "
+                f"{len(self.config.known_cardinalities)} known categories; give them"
+            )
+        late = _rows(past, rows, self.config.past, "past")
+        return self.columns(reals, np.full((rows, self.config.past), np.nan) if late is None else late)
+
+    def columns(self, known: Floats, past: Floats, argument: str = "known") -> Floats:
+        """Columns of steps from known [N, F + G] and past [N, U]; SchemaError names the argument."""
+        if np.isinf(past).any():
+            raise SchemaError("past: infinite; only finite numbers and NaN (missing) are allowed, clean the source")
+        seen = np.isfinite(past)
+        values = np.where(seen, self.standards.past(past), 0.0) if self.config.past else past
+        return np.concatenate([self.horizon(known, argument), values, seen], axis=-1)
+
+    def horizon(self, known: Floats, argument: str = "known") -> Floats:
+        """Columns of the horizon from known [.., F + G]."""
+        split = self.config.known
+        parts = [self.standards.known(known[..., :split], argument)]
+        for i, size in enumerate(self.config.known_cardinalities):
+            codes = known[..., split + i]
+            wrong = ~np.isin(codes, np.arange(size))
+            if wrong.any():
+                raise SchemaError(
+                    f"{argument}: category {i} must be an integer from 0 to {size - 1}, got {codes[wrong][0]!r}; map "
+                    "what training did not know to a value that it did"
+                )
+            parts.append(np.eye(size)[codes.astype(np.int64)])
+        return np.concatenate(parts, axis=-1)
 
     def future(self, future: ArrayLike | None, steps: int) -> Floats:
-        """Covariates of the whole horizon, standardised, [1, H, F]; rows beyond `steps` are their mean."""
-        out = np.zeros((1, self.config.prediction_length, self.config.known))
-        if not self.config.known and future is None:
+        """Covariates of the whole horizon, [1, H, columns], from [H, F + G]; rows beyond `steps` are their mean."""
+        out = np.zeros((1, self.config.prediction_length, self.config.horizon_covariates))
+        if not self._given and future is None:
             return out
         if future is None:
-            raise SchemaError(f"future: the model needs {self.config.known} known covariates for each horizon step")
+            raise SchemaError(f"future: the model needs {self._given} known covariates for each horizon step")
         raw = numbers(future, "future")
-        if raw.ndim != 2 or len(raw) < steps:
-            raise SchemaError(f"future: must be [{steps}, {self.config.known}] or longer, got shape {raw.shape}")
+        if raw.ndim != 2 or len(raw) < steps or raw.shape[1] != self._given:
+            raise SchemaError(f"future: must be [{steps}, {self._given}] or longer, got shape {raw.shape}")
         given = raw[: self.config.prediction_length]
-        out[0, : len(given)] = self.standards.known(given, "future")
+        out[0, : len(given)] = self.horizon(given, "future")
         return out
+
+
+def _rows(given: ArrayLike | None, rows: int, width: int, argument: str) -> Floats | None:
+    """An argument as [N, width]; None where it is missing and something was expected."""
+    if given is None:
+        return None if width else np.zeros((rows, 0))
+    raw = numbers(given, argument)
+    raw = raw[None] if raw.ndim == 1 and rows == 1 else raw
+    if raw.shape != (rows, width):
+        raise SchemaError(f"{argument}: must have shape {(rows, width)}, got {raw.shape}")
+    return raw

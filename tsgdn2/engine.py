@@ -92,7 +92,7 @@ class Engine:
         )
         elapsed = np.where(token_clock == NONE, 0, clock[:, None] - token_clock).reshape(-1) / cfg.patch_length
         if not future.size:  # the reference forecast has no covariates of the future; it takes their training mean
-            future = np.zeros((len(slots), cfg.prediction_length, cfg.known))
+            future = np.zeros((len(slots), cfg.prediction_length, cfg.horizon_covariates))
         horizon, lags = np.repeat(future, cfg.lanes, axis=0), self._split(lags)
         static = self._static(slots)
         out = []

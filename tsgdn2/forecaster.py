@@ -79,7 +79,7 @@ class Forecaster(nn.Module):
             horizon=config.prediction_length,
             channels=config.lane_channels,
             outputs=config.outputs or len(config.quantiles),
-            known=config.known,
+            known=config.horizon_covariates,
             lag_skip=config.lag_skip,
             identities=config.identities,
         )
@@ -141,7 +141,13 @@ class Forecaster(nn.Module):
             stream = stream if last else stream._replace(x=x)
             layers.append(layer)
         h = self.norm(asked.x)
-        horizon = self._horizon(at, static, h, self._tensor(queries.future), self._tensor(queries.lags))
+        horizon = self._horizon(
+            at,
+            static,
+            h,
+            self._tensor(queries.future[..., : self.config.horizon_covariates]),
+            self._tensor(queries.lags),
+        )
         return self._reading(horizon, h), after.after(layers, torch.from_numpy(at.length))
 
     def prefill(
@@ -193,7 +199,15 @@ class Forecaster(nn.Module):
         for i, block in enumerate(self._blocks()):
             x = block.read(x, waited, state.layers[i], peers)
         h = self.norm(x)
-        return self._reading(self.head(h, self._tensor(queries.future), self._tensor(queries.lags), static), h)
+        return self._reading(
+            self.head(
+                h,
+                self._tensor(queries.future[..., : self.config.horizon_covariates]),
+                self._tensor(queries.lags),
+                static,
+            ),
+            h,
+        )
 
     def _reading(self, horizon: Tensor, h: Tensor) -> Reading:
         return Reading(horizon, None if self.wait is None else self.wait(h))
@@ -252,7 +266,7 @@ def _patcher(config: ForecasterConfig, static: int) -> SensorPatcher | EventPatc
         "patch_length": config.patch_length,
         "channels": config.lane_channels,
         "width": config.width,
-        "known": config.known,
+        "known": config.step_covariates,
         "static": static,
         "period_ns": config.period_ns,
         "cycles": config.calendar,

@@ -67,7 +67,11 @@ class ForecasterConfig:
     calendar: tuple[str, ...] = ()
     """Cycles whose phase a token knows: any of "day", "week"."""
     known: int = 0
-    """Known covariates per step, of the past and of the horizon."""
+    """Known real covariates per step, of the past and of the horizon."""
+    known_cardinalities: tuple[int, ...] = ()
+    """Number of values of each known categorical covariate, of the past and of the horizon."""
+    past: int = 0
+    """Real covariates that are known up to the clock only; any of them may be missing."""
     static_real: int = 0
     """Real static features per stream."""
     static_cardinalities: tuple[int, ...] = ()
@@ -103,7 +107,7 @@ class ForecasterConfig:
             "mlp",
         ):
             _require(name, getattr(self, name), ">= 1", getattr(self, name) >= 1)
-        for name in ("period_ns", "outputs", "lag_skip", "known", "static_real"):
+        for name in ("period_ns", "outputs", "lag_skip", "known", "past", "static_real"):
             _require(name, getattr(self, name), ">= 0", getattr(self, name) >= 0)
         levels = self.quantiles
         rising = all(a < b for a, b in zip((0.0, *levels), (*levels, 1.0), strict=True))
@@ -130,12 +134,8 @@ class ForecasterConfig:
             f"names among {tuple(clock.CYCLES_NS)}",
             set(self.calendar) <= set(clock.CYCLES_NS),
         )
-        _require(
-            "static_cardinalities",
-            self.static_cardinalities,
-            "each >= 1",
-            all(c >= 1 for c in self.static_cardinalities),
-        )
+        for name in ("static_cardinalities", "known_cardinalities"):
+            _require(name, getattr(self, name), "each >= 1", all(c >= 1 for c in getattr(self, name)))
 
         if self.event_types or self.event_targets:
             _require("channels", self.channels, "the number of event_targets", self.channels == len(self.event_targets))
@@ -166,6 +166,16 @@ class ForecasterConfig:
     def lane_channels(self) -> int:
         """Channels of one sequence."""
         return self.channels if self.mode == "joint" else 1
+
+    @property
+    def horizon_covariates(self) -> int:
+        """Columns of what is known of a step of the horizon: reals, then categories one-hot."""
+        return self.known + sum(self.known_cardinalities)
+
+    @property
+    def step_covariates(self) -> int:
+        """Columns of what is known of a past step: those of the horizon, then past reals and whether each was given."""
+        return self.horizon_covariates + 2 * self.past
 
     @property
     def bound(self) -> bool:

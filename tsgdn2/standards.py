@@ -27,6 +27,10 @@ class Standards:
     """Mean of each known covariate, in its own units; empty without covariates."""
     known_scale: tuple[float, ...] = ()
     """Deviation of each known covariate, > 0."""
+    past_mean: tuple[float, ...] = ()
+    """Mean of each covariate that is known up to the clock only."""
+    past_scale: tuple[float, ...] = ()
+    """Deviation of each of them, > 0."""
     static_mean: tuple[float, ...] = ()
     """Mean of each real static feature; empty without them."""
     static_scale: tuple[float, ...] = ()
@@ -59,6 +63,10 @@ class Standards:
         if not np.isfinite(raw).all():
             raise SchemaError(f"{argument}: must be finite; a known covariate is known, fill it or train without it")
         return (raw - np.array(self.known_mean, np.float64)) / np.array(self.known_scale, np.float64)
+
+    def past(self, raw: Floats) -> Floats:
+        """Standardise past covariates [.., P], NaN where missing; the caller has checked the shape."""
+        return np.asarray((raw - np.array(self.past_mean, np.float64)) / np.array(self.past_scale, np.float64))
 
     def static(self, raw: Floats) -> Floats:
         """Standardise real static features [R]; SchemaError when the shape or a value does not fit."""
