@@ -3,9 +3,10 @@
     step = start.ns // period       for a fixed period (seconds to weeks)
     step = start.ordinal            for a calendar frequency (months, quarters, business days): period_ns = 0
 
-An entry is {start: pandas.Period, target [T] or [C, T], item_id, feat_dynamic_real [F, T(+H)], feat_static_real [R],
-feat_static_cat [K], feat_dynamic_cat [G, T(+H)], past_feat_dynamic_real [U, T]}; missing is NaN. One of events has event_time [E] (int64 ns, in order), event_type [E] and
-event_marks [E, M] beside a target that says how long it is; later events are not looked at.
+An entry is {start: pandas.Period, target [T] or [C, T], item_id, feat_dynamic_real [F, T(+H)], feat_dynamic_cat
+[G, T(+H)], past_feat_dynamic_real [U, T], feat_static_real [R], feat_static_cat [K]}; missing is NaN. One of events has
+event_time [E] (int64 ns, in order), event_type [E] and event_marks [E, M] beside a target that says how long it is;
+later events are not looked at.
 """
 
 from __future__ import annotations

@@ -47,14 +47,12 @@ class GDN2Estimator(PyTorchLightningEstimator):
     "independent", "joint" or "attention". event_types, event_targets, event_marks: vocabulary, what is counted per
     step, and the numbers of an event, for entries of events (datasets.gluon.event_entries). quantiles: levels, or pass
     distr_output (a GluonTS torch output) instead.
-    num_feat_dynamic_real: known covariates, feat_dynamic_real [F, T + H]; dynamic_cardinality: values of each known
-    category, feat_dynamic_cat [G, T + H]; num_past_feat_dynamic_real: covariates without a future, NaN is missing,
-    past_feat_dynamic_real [U, T]. num_feat_static_real, cardinality: feat_static_real [R], feat_static_cat [K]. lag_skip: steps of the linear skip, 0 is off.
-    bridge: steps over which a value reaches into missing cells beside it (default half a season, 0 takes them for the
-    mean). hidden_shares: every series also trains in copies of which these shares of the cells are hidden from the
-    input, at random, for data with more gaps than those of training.
-    carry_windows: windows in a row whose state is carried (truncated backpropagation). validation_share: share of each
-    series that picks the weights. trainer_kwargs: go to lightning.pytorch.Trainer (max_epochs, callbacks, ...).
+    num_feat_dynamic_real, dynamic_cardinality: known covariates and categories, feat_dynamic_real [F, T + H],
+    feat_dynamic_cat [G, T + H]; num_past_feat_dynamic_real: covariates without a future, past_feat_dynamic_real [U, T].
+    lag_skip: steps of the linear skip, 0 is off. bridge: steps over which a value reaches into missing cells (default
+    half a season, 0 takes them for the mean). hidden_shares: each series also trains in copies of which these shares of
+    the cells are hidden from the input. carry_windows: windows in a row whose state is carried. validation_share: share
+    of each series that picks the weights. trainer_kwargs: go to lightning.pytorch.Trainer (max_epochs, callbacks, ...).
     Further arguments are fields of ForecasterConfig. Raises ConfigError naming the argument.
     """
 

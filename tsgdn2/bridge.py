@@ -1,4 +1,4 @@
-"""What a missing cell of a window is taken for: the mean of a first-order process between the neighbours that were seen.
+"""What a missing cell of a window is taken for: the mean of a first-order process between its seen neighbours.
 
     z = (x - mean) / scale,  a, b the nearest z seen before and after, d1, d2 steps away, rho = exp(-1 / span)
     z = [rho^d1 (1 - rho^2d2) a + rho^d2 (1 - rho^2d1) b] / (1 - rho^2(d1+d2))        no neighbour there: d = inf

@@ -13,7 +13,7 @@ from tsgdn2.scale import Floats
 
 
 def merged(old: Floats, new: Floats, past: int) -> Floats:
-    """Columns [.., S] of a step that is heard of again: known ones are replaced, a past one only by one that is given."""
+    """Columns [.., S] of a step that is heard of again: known ones are replaced, past ones only where given."""
     if not past:
         return new
     given = new[..., -past:] > 0

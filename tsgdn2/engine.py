@@ -1,34 +1,27 @@
-"""The model beside the slab: closes patches, answers queries, always in tiles of sixteen lanes.
+"""The model beside the slab: closes patches, answers queries, always in tiles of sixteen lanes (tiles.py).
 
     close:  query at `last` -> reference forecast of the next observations;  open patch -> one commit -> new state
     answer: (open patch passed by the clock? commit it on a copy)  ->  query at the clock  ->  quantiles
-
-A matrix product of one row differs in its last bits from the same row in a batch of another size, so every pass has
-sixteen rows: what a stream computes does not depend on who else is in the call (math.md 4, Rows).
 
 N streams, lanes per stream, C channels, P patch, H horizon, Q quantiles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
-from torch import Tensor
 
 from tsgdn2.audit import AuditConfig, OnlineAudit
 from tsgdn2.bridge import bridged
 from tsgdn2.errors import ConfigError
-from tsgdn2.forecaster import Forecaster, QueryInputs
+from tsgdn2.forecaster import Forecaster
 from tsgdn2.patch import Windows
 from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of
-from tsgdn2.sequence import Peers
 from tsgdn2.slab import NONE, Ints, Slab
 from tsgdn2.state import ForecasterState
+from tsgdn2.tiles import Tiles, put
 from tsgdn2.timeline import scaled
 
-TILE = 16
 COHORTS = ("complete", "partial", "after_gap")
 
 
@@ -36,10 +29,8 @@ class Engine:
     """Runs one forecaster over the rows of one slab."""
 
     def __init__(self, forecaster: Forecaster, slab: Slab, audit: OnlineAudit | None) -> None:
-        self.forecaster = forecaster.eval()
-        self.config = forecaster.config
-        self.slab = slab
-        self.audit = audit
+        self.config, self.slab = forecaster.config, slab
+        self._tiles = Tiles(forecaster, slab, audit)
         self._lam = forgetting(self.config.half_life)
 
     @torch.inference_mode()
@@ -73,7 +64,7 @@ class Engine:
             lanes = np.flatnonzero(np.repeat(passed, self.config.lanes))
             before = state.rows(torch.from_numpy(lanes))
             written, after = self._commit(slots[rows], end, _rows(moments, rows), before, audit=False)
-            _put(state, lanes[written], after.rows(torch.from_numpy(np.flatnonzero(written))))
+            put(state, lanes[written], after.rows(torch.from_numpy(np.flatnonzero(written))))
             token_clock = token_clock.copy()
             token_clock[rows] = np.where(written.reshape(len(rows), -1), end[:, None], token_clock[rows])
         return self._query(slots, clock, moments, state, token_clock, future)
@@ -91,20 +82,7 @@ class Engine:
             slots, clock, values[:, recent], seen[:, recent], mean, scale, slab.known_window(slots, clock)
         )
         elapsed = np.where(token_clock == NONE, 0, clock[:, None] - token_clock).reshape(-1) / cfg.patch_length
-        if not future.size:  # the reference forecast has no covariates of the future; it takes their training mean
-            future = np.zeros((len(slots), cfg.prediction_length, cfg.horizon_covariates))
-        horizon, lags = np.repeat(future, cfg.lanes, axis=0), self._split(lags)
-        static = self._static(slots)
-        out = []
-        for tile, kept, peers in self._tiles(np.ones(len(elapsed), np.bool_), windows.heard()):
-            part = QueryInputs(_take(windows, tile), horizon[tile], lags[tile])
-            y = self.forecaster.read(
-                part, elapsed[tile], static[tile], state.rows(torch.from_numpy(tile)), peers
-            ).horizon
-            out.append(y[torch.from_numpy(kept)].double().numpy())
-        z = np.sort(np.concatenate(out), axis=-1)  # [N * lanes, H, lane C, Q]
-        z = z.reshape(len(slots), cfg.lanes, cfg.prediction_length, cfg.lane_channels, -1)
-        z = np.moveaxis(z, 1, 2).reshape(len(slots), cfg.prediction_length, cfg.channels, -1)
+        z = self._tiles.read(slots, windows, future, lags, elapsed, state).horizon
         return np.asarray(mean[:, None, :, None] + scale[:, None, :, None] * z)
 
     def _commit(
@@ -119,104 +97,25 @@ class Engine:
             slots, end, values[:, recent], seen[:, recent], mean, scale, slab.open_known[slots]
         )
         written = np.asarray(windows.seen.any((1, 2)))
-        token_clock = slab.token_clock[slots].reshape(-1)
-        clock = np.repeat(end, cfg.lanes)
+        token_clock, clock = slab.token_clock[slots].reshape(-1), np.repeat(end, cfg.lanes)
         elapsed = np.where(token_clock == NONE, 0, clock - token_clock) / cfg.patch_length
-        static, lanes = self._static(slots), slab.lanes(slots)
-        rows = np.flatnonzero(written)
-        after = state.rows(torch.arange(len(state.count)))  # one copy, edited in place below
-        traced: list[list[dict[str, Tensor]]] = []
-        for tile, kept, peers in self._tiles(written, written):
-            before, mine = state.rows(torch.from_numpy(tile)), torch.from_numpy(kept)
-            new, traces = self.forecaster.commit(_take(windows, tile), elapsed[tile], static[tile], before, peers)
-            _put(after, tile[kept], new.rows(mine))
-            traced.append([{name: t[mine] for name, t in trace.items()} for trace in traces])
-        if audit and self.audit is not None and len(rows):
-            cohort = cohorts(windows.seen[rows], elapsed[rows])
-            self._observe(lanes[rows], state.rows(torch.from_numpy(rows)), traced, clock[rows], cohort)
-        return written, after
-
-    def _observe(
-        self, lanes: Ints, before: ForecasterState, traced: list[list[dict[str, Tensor]]], clock: Ints, cohort: Ints
-    ) -> None:
-        """Show the audit all committed rows of a layer at once: its cost is per call, and bits do not depend on it."""
-        assert self.audit is not None
-        for layer, held in enumerate(before.layers):
-            if not self.audit.samples(layer):
-                continue
-            parts = [tile[layer] for tile in traced]
-            trace = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            self.audit.update(
-                torch.from_numpy(lanes),
-                layer,
-                held["memory"],
-                trace["k"],
-                trace["e"],
-                trace["z"],
-                trace["g"],
-                trace["factor"],
-                torch.from_numpy(clock),
-                torch.from_numpy(cohort),
-            )
+        cohort = cohorts(windows.seen, elapsed) if audit else None
+        return written, self._tiles.commit(slots, windows, written, elapsed, state, clock, cohort)
 
     def _lane_windows(
         self, slots: Ints, clock: Ints, values: Floats, seen: Bools, mean: Floats, scale: Floats, known: Floats
     ) -> Windows:
-        lanes = self.config.lanes
+        lanes, split = self.config.lanes, self._tiles.split
         since = self.slab.since(slots, clock)
         return Windows(
-            values=self._split(values),
-            seen=self._split(seen),
-            mean=self._split(mean),
-            scale=self._split(scale),
-            since=self._split(since),
+            values=split(values),
+            seen=split(seen),
+            mean=split(mean),
+            scale=split(scale),
+            since=split(since),
             clock=np.repeat(clock, lanes),
             known=np.repeat(known, lanes, axis=0),
         )
-
-    def _split(self, x: np.ndarray) -> np.ndarray:
-        """[N, .., C] -> [N * lanes, .., lane C]."""
-        if self.config.lanes == 1:
-            return x
-        return np.moveaxis(x, -1, 1).reshape(len(x) * self.config.lanes, *x.shape[1:-1], 1)
-
-    def _static(self, slots: Ints) -> Tensor:
-        real = np.repeat(self.slab.static_real[slots], self.config.lanes, axis=0)
-        categories = np.repeat(self.slab.static_categories[slots], self.config.lanes, axis=0)
-        if self.config.channel_identity:
-            channel = np.tile(np.arange(self.config.lanes), len(slots))[:, None]
-            categories = np.concatenate([categories, channel], axis=1)
-        return self.forecaster.static(real, categories)
-
-    def _tiles(self, wanted: Bools, seen: Bools) -> Iterator[tuple[Ints, Ints, Peers | None]]:
-        """Index tiles over lanes [N * lanes], which rows of each are real and wanted, and who stands beside whom.
-
-        A tile has TILE rows and is padded with its first one. Where channels look at each other it holds whole streams,
-        wanted lanes or not, in as many multiples of TILE rows as one stream needs; only `seen` lanes are looked at.
-        """
-        if not self.config.across:
-            rows = np.flatnonzero(wanted)
-            for begin in range(0, len(rows), TILE):
-                real = rows[begin : begin + TILE]
-                yield np.append(real, np.full(TILE - len(real), real[0])), np.arange(len(real)), None
-            return
-        width = self.config.lanes
-        many = max(1, TILE // width)
-        size = -(-many * width // TILE) * TILE
-        place = np.arange(size)
-        streams = np.flatnonzero(wanted.reshape(-1, width).any(1))
-        for begin in range(0, len(streams), many):
-            real = streams[begin : begin + many]
-            lanes = (real[:, None] * width + np.arange(width)).reshape(-1)
-            tile = np.append(lanes, np.full(size - len(lanes), lanes[0]))
-            peers = Peers(
-                place // width,
-                place % width,
-                seen[tile] & (place < len(lanes)),
-                groups=-(-size // width),
-                width=width,
-            )
-            yield tile, np.flatnonzero(wanted[lanes]), peers
 
 
 def audit_of(config: AuditConfig | None, forecaster: Forecaster) -> OnlineAudit | None:
@@ -239,18 +138,5 @@ def cohorts(seen: Bools, elapsed: Floats) -> Ints:
     return np.where(elapsed > 1, 2, partial.astype(np.int64))
 
 
-def _take(windows: Windows, rows: Ints) -> Windows:
-    return Windows._make(a[rows] for a in windows)
-
-
 def _rows(moments: Moments, rows: Ints) -> Moments:
     return Moments(*[a[rows] for a in moments])
-
-
-def _put(state: ForecasterState, rows: Ints, new: ForecasterState) -> None:
-    """Write rows of a state that is ours alone."""
-    index = torch.from_numpy(rows)
-    for mine, theirs in zip(state.layers, new.layers, strict=True):
-        for name, tensor in theirs.items():
-            mine[name][index] = tensor
-    state.count[index] = new.count
