@@ -1,7 +1,7 @@
-"""The native library in processes of its own: switched off, other targets, beside torch's threads, after a fork.
+"""The native library in processes of its own: switched off, beside torch's threads, after a fork.
 
 What is decided once per process cannot be asked of the one that runs the tests. Each program ends with an assertion of
-its own, so that its exit status is the answer.
+its own, so that its exit status is the answer. Other targets run all native tests in `make test-sanitized`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-
-from tsgdn2.kernels.native import library
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 120  # seconds; each takes about three, nearly all of them for importing torch
@@ -65,29 +63,6 @@ assert torch.equal(step(pool, x, "auto"), step(other, x, "reference")) and torch
 """,
         TSGDN2_NATIVE="off",
     )
-
-
-def test_every_target_passes_the_tests_of_values_bits_and_steps() -> None:
-    """The best target is what the other tests ran on; here the others run the same files, at once."""
-    assert library.targets()
-    assert library.targets()[-1] == "baseline"
-    files = [f"tests/kernels/test_native{name}.py" for name in ("", "_invariance", "_step")]
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--show-capture=no", "-p", "no:cacheprovider"]
-    started = {
-        target: subprocess.Popen(
-            [*command, *files], cwd=ROOT, env={**os.environ, "TSGDN2_NATIVE_TARGET": target},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for target in library.targets()[1:]
-    }  # fmt: skip
-    try:
-        for target, process in started.items():
-            output, _ = process.communicate(timeout=5 * LIMIT)
-            assert process.returncode == 0, f"{target}:\n{output[-6000:]}"
-    finally:
-        for process in started.values():
-            process.kill()
-            process.wait()
 
 
 def test_one_thread_makes_none_and_two_are_those_that_torch_already_has() -> None:
