@@ -3,24 +3,60 @@
     late      patch(step) < open patch            missing   no value: only the clock moves
     closing   patch(step) > open patch            surprise  bits under the forecast made when the open patch began
 
-Rows of one call belong to different streams; a stream with several rows comes in several waves.
+Rows of one call belong to different streams; a stream with several rows comes in several waves. This is the shortest
+of the routes of a row; Rewind and Reorder put themselves in front of it and end here.
 N rows, C channels, P patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from tsgdn2.engine import Engine
 from tsgdn2.errors import LateDataError
 from tsgdn2.forecast import probability, surprise_bits
 from tsgdn2.scale import Bools, Floats
-from tsgdn2.slab import NONE, Ints, Slab
+from tsgdn2.slab import COUNTERS, NONE, Ints, Slab
 
-STATUS = ("new", "missing", "duplicate", "replaced", "filled", "late")
-_NEW, _MISSING, _DUPLICATE, _REPLACED, _FILLED, _LATE = range(len(STATUS))
+STATUS = ("new", "missing", "duplicate", "replaced", "filled", "late", "held", "replayed")
+NEW, MISSING, DUPLICATE, REPLACED, FILLED, LATE, HELD, REPLAYED = range(len(STATUS))
+_COUNTER = ("", "", "duplicates", "replaced", "", "late", "", "")
+_TALLY = np.array([[name in ("observations", counter) for name in COUNTERS] for counter in _COUNTER], np.int64)
+
+
+class Route(Protocol):
+    """The way of a row into the slab: Ingest, or Rewind or Reorder before it."""
+
+    def advance(self, slots: Ints, step: Ints, values: Floats, known: Floats) -> tuple[Floats, Ints]:
+        """One row for each of N different streams; values [N, C], known [N, F]. Returns surprise [N, C], status [N]."""
+
+    def check(self, names: list[str], slots: Ints, order: Ints, waves: list[Ints], steps: Ints, values: Floats) -> None:
+        """LateDataError for the first of R rows that would come too late; nothing changes.
+
+        slots [S] of the streams (-1: not open yet), order [R] the stream of each row, waves as `waves_of(order)`.
+        """
+
+    def clock(self, slots: Ints) -> Ints:
+        """Last step heard of, [N]."""
+
+    def answer(self, slots: Ints, clock: Ints, future: Floats) -> Floats:
+        """Quantiles [N, H, C, Q] after each clock, of all that was heard; future [N, H, F]. Changes nothing."""
+
+    def flush(self, slots: Ints) -> None:
+        """Apply what is held back."""
+
+    def row_nbytes(self) -> int:
+        """Bytes of one stream, at most."""
+
+    def tensors(self, rows: int) -> dict[str, Tensor]:
+        """All that the first `rows` streams hold, for a file."""
+
+    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
+        """Undo `tensors`; KeyError or ValueError where it does not fit."""
 
 
 class Ingest:
@@ -32,7 +68,7 @@ class Ingest:
         self._levels = np.array(slab.config.quantiles)
 
     def advance(self, slots: Ints, step: Ints, values: Floats, known: Floats) -> tuple[Floats, Ints]:
-        """One row for each of N different streams. Returns surprise [N, C] and status codes [N]."""
+        """See Route. The arithmetic of a row does not depend on the others."""
         slab, patch = self.slab, self.patch
         seen = np.isfinite(values)
         has = seen.any(1)
@@ -43,27 +79,60 @@ class Ingest:
         closing = take & started & (step // patch > last // patch)
         if closing.any():
             self.engine.close(slots[closing])
-        if slab.config.known:
+        if slab.config.step_covariates:
             slab.write_known(slots, step, known, take)
         surprise = np.full(values.shape, np.nan)
-        status = np.where(late, _LATE, _MISSING)
+        status = np.where(late, LATE, MISSING)
         if take.all():
             surprise, status = self._take(slots, step, values, seen, last)
         elif take.any():
             surprise[take], status[take] = self._take(slots[take], step[take], values[take], seen[take], last[take])
         slab.clock[slots] = np.where(late, slab.clock[slots], np.maximum(slab.clock[slots], step))
-        for column, code in ((1, _DUPLICATE), (2, _REPLACED), (3, _LATE)):
-            slab.counters[slots, column] += status == code
-        slab.counters[slots, 0] += 1
         return surprise, status
+
+    def check(self, names: list[str], slots: Ints, order: Ints, waves: list[Ints], steps: Ints, values: Floats) -> None:
+        """See Route."""
+        last = np.where(slots >= 0, self.slab.last[np.maximum(slots, 0)], NONE)
+        for rows in waves:
+            at = order[rows]
+            self.check_late([names[r] for r in rows], steps[rows], values[rows], last[at])
+            has = np.isfinite(values[rows]).any(1)
+            last[at] = np.where(has, np.maximum(last[at], steps[rows]), last[at])
+
+    def clock(self, slots: Ints) -> Ints:
+        """See Route."""
+        return self.slab.clock[slots]
+
+    def answer(self, slots: Ints, clock: Ints, future: Floats) -> Floats:
+        """See Route."""
+        return self.engine.answer(slots, clock, future)
+
+    def flush(self, slots: Ints) -> None:
+        """See Route; nothing is held here."""
+
+    def row_nbytes(self) -> int:
+        """See Route."""
+        return self.slab.row_nbytes()
+
+    def tensors(self, rows: int) -> dict[str, Tensor]:
+        """See Route."""
+        return self.slab.tensors(rows)
+
+    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
+        """See Route."""
+        self.slab.restore(tensors, rows)
+
+    def tally(self, slots: Ints, status: Ints) -> None:
+        """Count one row that arrived for each of N different streams, whatever its route did with it."""
+        self.slab.counters[slots] += _TALLY[status]
 
     def _take(self, slots: Ints, step: Ints, values: Floats, seen: Bools, last: Ints) -> tuple[Floats, Ints]:
-        surprise = self._surprise(slots, step, values, seen)
+        surprise = self.surprise(slots, step, values, seen)
         same, replaced = self.slab.write(slots, step, values, seen)
-        status = np.where(replaced, _REPLACED, np.where(same, _DUPLICATE, np.where(step < last, _FILLED, _NEW)))
+        status = np.where(replaced, REPLACED, np.where(same, DUPLICATE, np.where(step < last, FILLED, NEW)))
         return surprise, status
 
-    def _surprise(self, slots: Ints, step: Ints, values: Floats, seen: Bools) -> Floats:
+    def surprise(self, slots: Ints, step: Ints, values: Floats, seen: Bools) -> Floats:
         """Bits of each cell under the stream's reference forecast, [N, C]; NaN where it does not reach."""
         lead = step - self.slab.origin[slots]
         inside = (lead >= 1) & (lead <= self.horizon)
@@ -82,8 +151,23 @@ class Ingest:
             n = int(np.flatnonzero(late)[0])
             raise LateDataError(
                 f"time: step {step[n]} of stream {names[n]!r} lies in a closed patch (its open patch began at step "
-                f'{last[n] // patch * patch}); send rows in order, or build the predictor with late="drop"'
+                f"{last[n] // patch * patch}); send rows in order, or build the predictor with a watermark, or with "
+                'late="drop", "tag" or "replay"'
             )
+
+
+def marked(slab: Slab, rows: Ints) -> Ints:
+    """Latest patch of which these rows of a slab know anything, [N]; covariates alone count, where there are some."""
+    return np.asarray((slab.clock if slab.config.step_covariates else slab.last)[rows] // slab.config.patch_length)
+
+
+def fits(slab: Slab, rows: Ints, step: Ints) -> Bools:
+    """Whether something at step [N] can be put into these rows of a slab as if it had come in order, bit for bit.
+
+    It can into the open patch, whose values have no order, and from the latest patch on of which anything is known.
+    """
+    patch = step // slab.config.patch_length
+    return np.asarray((patch == slab.last[rows] // slab.config.patch_length) | (patch >= marked(slab, rows)))
 
 
 def waves_of(codes: Ints) -> list[Ints]:

@@ -5,47 +5,50 @@
     forecast: one query at the clock
 
 Policy for what comes out of order: the same value again is a duplicate and ignored; another value, or one for an empty
-cell, of the open patch is taken (replaced, filled); a value for a closed patch is late: an error, or with late="drop"
-counted and left out. A row without any value moves the clock and nothing else. Every argument is checked before
-anything changes, so an error leaves the state as it was.
+cell, of the open patch is taken (replaced, filled); a value for a closed patch is late (late.py): an error, or counted,
+or listed, or the stream is replayed with it. With a watermark, rows are held back until it has passed them. A row
+without any value moves the clock and nothing else. Every argument is checked before anything changes, so an error
+leaves the state as it was.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from tsgdn2 import checkpoint, intake
+from tsgdn2 import archive, intake
+from tsgdn2.archive import audit_config as _audit_config
 from tsgdn2.audit import AuditConfig
 from tsgdn2.clock import Time
 from tsgdn2.covariates import Covariates
 from tsgdn2.engine import Engine, audit_of
-from tsgdn2.errors import CheckpointError, ConfigError, SchemaError, StreamError, UnknownStreamError
+from tsgdn2.errors import ConfigError, SchemaError, StreamError, UnknownStreamError
 from tsgdn2.forecast import Forecast, to_polars
-from tsgdn2.forecaster import Forecaster, ForecasterConfig, with_channels
-from tsgdn2.ingest import STATUS, Ingest, waves_of
+from tsgdn2.forecaster import Forecaster, with_channels
+from tsgdn2.ingest import LATE, STATUS, Ingest, Route, waves_of
+from tsgdn2.late import Late, LateArrival, LateList, LatePolicy, Span
+from tsgdn2.reorder import Reorder
+from tsgdn2.rewind import Rewind
 from tsgdn2.scale import Floats
-from tsgdn2.slab import COUNTERS, NONE, Ints, Slab
+from tsgdn2.slab import COUNTERS, Ints, Slab
 from tsgdn2.standards import Standards
 
 if TYPE_CHECKING:
     import polars as pl
 
-SCHEMA = 1
-KIND = "tsgdn2-online-predictor"
-Late = Literal["raise", "drop"]
+
+__all__ = ["Late", "Observation", "OnlinePredictor", "Trained", "_audit_config"]
 
 
 class Observation(NamedTuple):
     """What one observation did: surprise [C] in bits (NaN where there was no value or no forecast yet), and status.
 
-    status: new, missing (no value in it), duplicate, replaced, filled (an empty cell of the open patch's past), late.
+    status: new, missing (no value in it), duplicate, replaced, filled (an empty cell of the open patch's past), late,
+    held (until the watermark has passed it), replayed (it was late; the stream is as if it had come in order).
     """
 
     surprise: Floats
@@ -72,26 +75,40 @@ class OnlinePredictor:
         channels: Sequence[str],
         freq: str,
         late: Late = "raise",
+        watermark: Span = 0,
+        checkpoints: int | None = None,
+        checkpoint_every: int | None = None,
         audit: AuditConfig | None = None,
     ) -> None:
+        """Begin with no stream. ConfigError names the argument.
+
+        late: what becomes of a value for a closed patch: "raise", "drop", "tag" (drop, and list in `late_arrivals`) or
+        "replay" (exact, from the newest of `checkpoints` copies of the stream, one every `checkpoint_every` patches;
+        "tag" beyond them; 8 and 8 unless given). watermark: how long rows wait for others, a timedelta or nanoseconds.
+        """
         config = forecaster.config
         if config.period_ns == 0:
             raise ConfigError(f"freq: {freq!r} has no fixed period, so it has no absolute grid; stream a fixed one")
         if config.outputs:
             raise ConfigError("distr_output: a model with a distribution head can not score a stream; train quantiles")
-        if late not in ("raise", "drop"):
-            raise ConfigError(f'late: must be "raise" or "drop", got {late!r}')
+        policy = LatePolicy.of(late, watermark, checkpoints, checkpoint_every, period_ns=config.period_ns)
         if len(channels) != config.channels:
             raise ConfigError(f"channels: the model has {config.channels}, got the names {list(channels)}")
         if len(set(channels)) != len(channels) or {"stream", "time"} & set(channels):
             raise ConfigError(f"channels: names must differ, and none be stream or time, got {list(channels)}")
         self.forecaster, self.standards = forecaster, standards
-        self.config, self.channels, self.freq, self.late = config, tuple(channels), freq, late
+        self.config, self.channels, self.freq = config, tuple(channels), freq
+        self.late, self.policy = policy.late, policy
         self._slots: dict[str, int] = {}
         self._slab = Slab(forecaster)
         self.audit = audit_of(audit, forecaster)
-        self._engine = Engine(forecaster, self._slab, self.audit)
-        self._ingest = Ingest(self._slab, self._engine)
+        self._ingest = Ingest(self._slab, Engine(forecaster, self._slab, self.audit))
+        self._route: Route = self._ingest
+        if policy.checkpoints:
+            self._route = Rewind(self._ingest, forecaster, self.audit, policy)
+        if policy.steps:
+            self._route = Reorder(self._route, self._ingest, forecaster, policy.steps)
+        self._late = LateList()
         self._covariates = Covariates(config, standards)
 
     @classmethod
@@ -101,6 +118,9 @@ class OnlinePredictor:
         *,
         channels: Sequence[str] | None = None,
         late: Late = "raise",
+        watermark: Span = 0,
+        checkpoints: int | None = None,
+        checkpoint_every: int | None = None,
         audit: AuditConfig | None = None,
     ) -> Self:
         """Stream a trained predictor. An independent model serves any `channels`; others keep those of training."""
@@ -114,7 +134,10 @@ class OnlinePredictor:
             )
         if not fixed and len(names) != forecaster.config.channels:
             forecaster = with_channels(forecaster, len(names))
-        return cls(forecaster, predictor.standards, channels=names, freq=predictor.freq, late=late, audit=audit)
+        return cls(
+            forecaster, predictor.standards, channels=names, freq=predictor.freq, late=late, watermark=watermark,
+            checkpoints=checkpoints, checkpoint_every=checkpoint_every, audit=audit,
+        )  # fmt: skip
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -123,11 +146,11 @@ class OnlinePredictor:
 
     @property
     def state_nbytes(self) -> int:
-        """Bytes of one stream's whole state; the same after one observation and after a million."""
-        return self._slab.row_nbytes()
+        """Bytes of one stream's whole state at most, checkpoints and held rows included; no stream outgrows them."""
+        return self._route.row_nbytes()
 
     def counters(self, stream: str) -> dict[str, int]:
-        """Observations, duplicates, replaced and late rows of a stream."""
+        """Observations, duplicates, replaced and late rows of a stream, and how often it was replayed."""
         return dict(zip(COUNTERS, self._slab.counters[self._slot(stream)].tolist(), strict=True))
 
     def observe(
@@ -137,50 +160,66 @@ class OnlinePredictor:
         values: intake.Values,
         *,
         known: ArrayLike | None = None,
+        past: ArrayLike | None = None,
         static: ArrayLike | None = None,
     ) -> Observation:
         """Update one stream with one moment.
 
-        values: array [C] or {channel: value}, NaN or None is missing. known [F]: covariates of this moment; static
-        [R + K]: real features, then categories, at the first observation. Raises StreamError, SchemaError,
-        LateDataError, UnknownChannelError; the state is then as it was.
+        values: array [C] or {channel: value}, NaN or None is missing. known [F + G]: known reals, then categories of
+        this moment; past [U]: covariates known up to now only, NaN is missing; static [R + K]: reals, then categories,
+        at the first observation. Raises StreamError, SchemaError, LateDataError, UnknownChannelError; the state is
+        then as it was.
         """
         intake.check_stream(stream)
         step = intake.step_of(time, self.config.period_ns)
         row = intake.row_values(values, self.channels)[None]
-        covariates = self._covariates.known(known, 1)
+        covariates = self._covariates.known(known, 1, past)
         statics = self._covariates.static(stream, static, opened=stream in self._slots)
         steps = np.array([step], np.int64)
         slot = self._slots.get(stream)
-        if slot is not None and self.late == "raise":
+        if slot is not None and self.policy.late == "raise":
             self._ingest.check_late([stream], steps, row, self._slab.last[[slot]])
-        slot = self._open(stream, statics) if slot is None else slot
-        surprise, status = self._ingest.advance(np.array([slot]), steps, row, covariates)
+        slots = np.array([self._open(stream, statics) if slot is None else slot])
+        surprise, status = self._route.advance(slots, steps, row, covariates)
+        self._ingest.tally(slots, status)
+        if status[0] == LATE and self.policy.tags:
+            self._late.add(int(slots[0]), step, row[0], int(self._route.clock(slots)[0]) - step)
         return Observation(surprise[0], STATUS[int(status[0])])
 
-    def observe_many(self, frame: pl.DataFrame, *, known: ArrayLike | None = None) -> pl.DataFrame:
+    def observe_many(
+        self, frame: pl.DataFrame, *, known: ArrayLike | None = None, past: ArrayLike | None = None
+    ) -> pl.DataFrame:
         """Update many streams: polars columns stream, time and channels; rows of a stream in their order.
 
-        known [N, F] beside the frame. Returns stream, time, surprise of every channel (`surprise.<channel>`), status;
-        equal to `observe` row by row, bit for bit. A frame with a late row (late="raise") changes nothing.
+        known [N, F + G] and past [N, U] beside the frame. Returns stream, time, surprise of every channel
+        (`surprise.<channel>`), status; equal to `observe` row by row, bit for bit. A frame with a late row
+        (late="raise") changes nothing.
         """
         names, steps, values = intake.frame_rows(frame, self.channels, self.config.period_ns)
-        covariates = self._covariates.known(known, len(names))
+        covariates = self._covariates.known(known, len(names), past)
         codes, order = np.unique(np.array(names, dtype=object), return_inverse=True)
         fresh = [name for name in dict.fromkeys(names) if name not in self._slots]
         for name in fresh:
             self._covariates.static(name, None, opened=False)
-        waves = waves_of(order.reshape(-1))
-        if self.late == "raise":
-            self._check_frame(names, codes, order.reshape(-1), steps, values, waves)
+        order = order.reshape(-1)
+        waves = waves_of(order)
+        if self.policy.late == "raise":
+            known_slots = np.array([self._slots.get(name, -1) for name in codes], np.int64)
+            self._route.check(names, known_slots, order, waves, steps, values)
         for name in fresh:
             self._open(name, None)
-        slots = np.array([self._slots[name] for name in codes], np.int64)[order.reshape(-1)]
+        slots = np.array([self._slots[name] for name in codes], np.int64)[order]
         surprise, status = np.empty((len(names), len(self.channels))), np.empty(len(names), np.int64)
+        lag = np.zeros(len(names), np.int64)
         for rows in waves:
-            surprise[rows], status[rows] = self._ingest.advance(
-                slots[rows], steps[rows], values[rows], covariates[rows]
-            )
+            at = slots[rows]
+            surprise[rows], status[rows] = self._route.advance(at, steps[rows], values[rows], covariates[rows])
+            self._ingest.tally(at, status[rows])
+            if self.policy.tags:
+                lag[rows] = self._route.clock(at) - steps[rows]
+        if self.policy.tags:
+            for row in np.flatnonzero(status == LATE).tolist():
+                self._late.add(int(slots[row]), int(steps[row]), values[row], int(lag[row]))
         columns = {f"surprise.{name}": surprise[:, c] for c, name in enumerate(self.channels)}
         added = type(frame)({**columns, "status": [STATUS[s] for s in status.tolist()]})
         return frame.select("stream", "time").hstack(added)
@@ -190,11 +229,11 @@ class OnlinePredictor:
     ) -> Forecast:
         """Quantiles of the next `horizon` steps after the clock, or after the later moment `at`. Changes nothing.
 
-        future [H, F]: known covariates of the horizon. Raises UnknownStreamError; StreamError for an `at` before the
+        future [H, F + G]: what is known of the horizon. Raises UnknownStreamError; StreamError for an `at` before the
         clock; ConfigError for a horizon beyond prediction_length.
         """
         slot = self._slot(stream)
-        clock = int(self._slab.clock[slot])
+        clock = int(self._route.clock(np.array([slot]))[0])
         if at is not None:
             step = intake.step_of(at, self.config.period_ns)
             if step < clock:
@@ -202,7 +241,7 @@ class OnlinePredictor:
             clock = step
         steps = intake.horizon_of(horizon, self.config.prediction_length)
         covariates = self._covariates.future(future, steps)
-        quantiles = self._engine.answer(np.array([slot]), np.array([clock]), covariates)[0, :steps]
+        quantiles = self._route.answer(np.array([slot]), np.array([clock]), covariates)[0, :steps]
         return self._forecast(stream, clock, quantiles)
 
     def forecast_many(
@@ -220,66 +259,31 @@ class OnlinePredictor:
         if not streams:
             return to_polars([])
         covariates = np.concatenate([self._covariates.future(part, steps) for part in parts])
-        clock = self._slab.clock[slots]
-        quantiles = self._engine.answer(slots, clock, covariates)[:, :steps]
+        clock = self._route.clock(slots)
+        quantiles = self._route.answer(slots, clock, covariates)[:, :steps]
         found = zip(streams, clock, quantiles, strict=True)
         return to_polars([self._forecast(stream, int(at), q) for stream, at, q in found])
 
+    def late_arrivals(self, *, drain: bool = False) -> list[LateArrival]:
+        """Values that came too late to be used (late="tag" or "replay"), oldest first; `drain` forgets them."""
+        found = self._late.arrivals(self._slots, self.channels, self.config.period_ns)
+        if drain:
+            self._late.clear()
+        return found
+
+    def flush(self, stream: str | None = None) -> None:
+        """Apply the rows that a stream, or every stream, still holds back. UnknownStreamError for a stream unseen."""
+        slots = list(self._slots.values()) if stream is None else [self._slot(stream)]
+        self._route.flush(np.array(slots, np.int64))
+
     def save(self, path: str | Path) -> None:
-        """Model, states and audit in one safetensors file: atomic, versioned, checksummed."""
-        rows = len(self._slots)
-        tensors = {f"model.{name}": t for name, t in self.forecaster.state_dict().items()}
-        tensors |= self._slab.tensors(rows)
-        facts = {
-            "config": self.config.to_json(),
-            "standards": self.standards.to_json(),
-            "freq": self.freq,
-            "late": self.late,
-            "channels": json.dumps(self.channels),
-            "streams": json.dumps(list(self._slots)),
-            "fingerprint": self.config.fingerprint,
-            "audit": "",
-        }
-        if self.audit is not None:
-            tensors |= {f"audit.{name}": t for name, t in self.audit.state_tensors().items()}
-            facts["audit"] = json.dumps(asdict(self.audit.config))
-        checkpoint.write(Path(path), tensors, facts, kind=KIND, schema=SCHEMA)
+        """Model, states, rows held, checkpoints and audit in one safetensors file: atomic, versioned, checksummed."""
+        archive.write(Path(path), self)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote and go on as if nothing had happened. CheckpointError says what is wrong with it."""
-        tensors, facts = checkpoint.read(Path(path), kind=KIND, schema=SCHEMA)
-        try:
-            config = ForecasterConfig.from_json(facts["config"])
-            forecaster = Forecaster(config).to(tensors["model.norm.weight"].dtype)
-            forecaster.load_state_dict(checkpoint.part(tensors, "model."))
-            online = cls(
-                forecaster,
-                Standards.from_json(facts["standards"]),
-                channels=json.loads(facts["channels"]),
-                freq=facts["freq"],
-                late="drop" if facts["late"] == "drop" else "raise",
-                audit=_audit_config(facts["audit"]),
-            )
-            names = json.loads(facts["streams"])
-            online._slab.restore(tensors, len(names))
-            if online.audit is not None:
-                online.audit.load_state_tensors(checkpoint.part(tensors, "audit."))
-        except (KeyError, RuntimeError, TypeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"path: {path} does not fit this version ({error}); save it again") from error
-        online._slots = {name: slot for slot, name in enumerate(names)}
-        return online
-
-    def _check_frame(
-        self, names: list[str], codes: NDArray[np.object_], order: Ints, steps: Ints, values: Floats, waves: list[Ints]
-    ) -> None:
-        known = np.array([self._slots.get(name, -1) for name in codes], np.int64)
-        last = np.where(known >= 0, self._slab.last[np.maximum(known, 0)], NONE)
-        for rows in waves:
-            at = order[rows]
-            self._ingest.check_late([names[r] for r in rows], steps[rows], values[rows], last[at])
-            has = np.isfinite(values[rows]).any(1)
-            last[at] = np.where(has, np.maximum(last[at], steps[rows]), last[at])
+        return archive.read(Path(path), cls)
 
     def _slot(self, stream: str) -> int:
         slot = self._slots.get(stream)
@@ -304,11 +308,3 @@ class OnlinePredictor:
         steps = clock + 1 + np.arange(len(quantiles))
         times = (steps * self.config.period_ns).astype("datetime64[ns]")
         return Forecast(stream, quantiles, self.config.quantiles, self.channels, times, self.freq)
-
-
-def _audit_config(text: str) -> AuditConfig | None:
-    if not text:
-        return None
-    raw: dict[str, Any] = json.loads(text)
-    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
-    return AuditConfig(**values)

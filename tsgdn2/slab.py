@@ -9,14 +9,14 @@ however long its stream is.
 | array | shape | what |
 |---|---|---|
 | values, seen | [S, W, C] | ring of raw cells |
-| known | [S, P, F] | ring of standardised known covariates, up to the clock |
-| open_known | [S, P, F] | the same for the steps of the open patch |
+| known | [S, 2P, F] | ring of columns of covariates (columns.py), up to the clock |
+| open_known, before_known | [S, P, F] | the same for the steps of the open patch, and of the P steps before it |
 | count, mean, m2, prior | [S, C] | scaler before the open patch, and its prior deviation |
 | last, clock, origin | [S] | last observed step, last step heard of, clock of the reference forecast |
 | last_seen | [S, C] | last observed step of a channel |
 | token_clock | [S, lanes] | clock of a lane's last commit |
 | reference | [S, H, C, Q] | quantiles that score the next observations |
-| counters | [S, 4] | observations, duplicates, replaced, late |
+| counters | [S, 5] | observations, duplicates, replaced, late, replays: of what arrived, no part of the state |
 | static_real, static_categories | [S, R], [S, K] | static features |
 """
 
@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tsgdn2.columns import merged
 from tsgdn2.forecaster import Forecaster
 from tsgdn2.patch import NEVER_SEEN
 from tsgdn2.scale import Bools, Floats, Moments, update
@@ -34,7 +35,7 @@ from tsgdn2.state import ForecasterState
 
 Ints = NDArray[np.int64]
 NONE = -(2**62)
-COUNTERS = ("observations", "duplicates", "replaced", "late")
+COUNTERS = ("observations", "duplicates", "replaced", "late", "replays")
 
 
 class Slab:
@@ -44,6 +45,7 @@ class Slab:
     seen: Bools
     known: Floats
     open_known: Floats
+    before_known: Floats
     count: Floats
     mean: Floats
     m2: Floats
@@ -97,6 +99,14 @@ class Slab:
         for mine, new in zip(_flat(self.state), _flat(state), strict=True):
             mine[index] = new
 
+    def take(self, other: Slab, rows: Ints, into: Ints) -> None:
+        """Copy whole rows [N] of another slab of the same forecaster into rows `into` [N] of this one."""
+        for name in ARRAYS:
+            getattr(self, name)[into] = getattr(other, name)[rows]
+        target, source = torch.from_numpy(self.lanes(into)), torch.from_numpy(self.lanes(rows))
+        for mine, theirs in zip(_flat(self.state), _flat(other.state), strict=True):
+            mine[target] = theirs[source]
+
     def write(self, slots: Ints, step: Ints, values: Floats, seen: Bools) -> tuple[Bools, Bools]:
         """Put one observation per stream into its ring; returns per row: nothing new, and something replaced."""
         w = self.config.window
@@ -119,21 +129,24 @@ class Slab:
 
         observed [N]: the row carries a value, so that it opens its patch if that is a later one.
         """
-        p = self.config.patch_length
+        p, past = self.config.patch_length, self.config.past
         clock, open_patch = self.clock[slots], self.last[slots] // p
-        ring = np.arange(p)
-        rows, columns = np.nonzero(step[:, None] - (step[:, None] - ring) % p > clock[:, None])
+        ring = np.arange(2 * p)
+        rows, columns = np.nonzero(step[:, None] - (step[:, None] - ring) % (2 * p) > clock[:, None])
         self.known[slots[rows], columns] = 0.0
-        fresh = step > clock - p
-        self.known[slots[fresh], step[fresh] % p] = known[fresh]
+        fresh = step > clock - 2 * p
+        place = slots[fresh], step[fresh] % (2 * p)
+        self.known[place] = merged(self.known[place], known[fresh], past)
         opens = observed & (step // p > open_patch)
-        if opens.any():  # steps of the new patch that came without a value are still in the clock's ring
-            at = (step[opens] // p * p)[:, None] + ring
+        if opens.any():  # steps of the new patch that came without a value, and those before it, are still in the ring
+            at = (step[opens] // p * p)[:, None] + np.arange(-p, p)
             newest = np.maximum(clock, step)[opens, None]
-            held = (at > newest - p) & (at <= newest)
-            self.open_known[slots[opens]] = np.where(held[..., None], self.known[slots[opens]], 0.0)
+            held = (at > newest - 2 * p) & (at <= newest)
+            found = np.where(held[..., None], self.known[slots[opens, None], at % (2 * p)], 0.0)
+            self.before_known[slots[opens]], self.open_known[slots[opens]] = found[:, :p], found[:, p:]
         inside = step // p == np.where(opens, step // p, open_patch)
-        self.open_known[slots[inside], step[inside] % p] = known[inside]
+        place = slots[inside], step[inside] % p
+        self.open_known[place] = merged(self.open_known[place], known[inside], past)
 
     def window(self, slots: Ints, clock: Ints, steps: int) -> tuple[Floats, Bools]:
         """values and seen [N, steps, C] of the steps that end at each clock; 0 where not observed."""
@@ -145,12 +158,17 @@ class Slab:
         return np.where(seen, self.values[row, ring], 0.0), seen
 
     def known_window(self, slots: Ints, clock: Ints) -> Floats:
-        """Known covariates [N, P, F] of the P steps that end at each clock; 0 where none was given."""
+        """Covariates [N, P, F] of the P steps that end at each clock; 0 where none was given.
+
+        Those that end at `last` do not depend on where the clock is: the reference forecast is the same in any case.
+        """
         p = self.config.patch_length
         at = clock[:, None] + np.arange(1 - p, 1)
-        newest = self.clock[slots][:, None]
-        held = (at <= newest) & (at > newest - p)
-        return np.where(held[..., None], self.known[slots[:, None], at % p], 0.0)
+        row, newest, last = slots[:, None], self.clock[slots][:, None], self.last[slots][:, None]
+        held = (at <= newest) & (at > newest - 2 * p)
+        found = np.where(held[..., None], self.known[row, at % (2 * p)], 0.0)
+        own = np.where((at >= last // p * p)[..., None], self.open_known[row, at % p], self.before_known[row, at % p])
+        return np.where((clock[:, None] == last)[..., None], own, found)
 
     def moments(self, slots: Ints, lam: float) -> Moments:
         """Scaler of each stream with its open patch absorbed, in the order of time; [N, C] each."""
@@ -187,8 +205,9 @@ class Slab:
         return {
             "values": np.zeros((rows, w, c)),
             "seen": np.zeros((rows, w, c), np.bool_),
-            "known": np.zeros((rows, p, cfg.known)),
-            "open_known": np.zeros((rows, p, cfg.known)),
+            "known": np.zeros((rows, 2 * p, cfg.step_covariates)),
+            "open_known": np.zeros((rows, p, cfg.step_covariates)),
+            "before_known": np.zeros((rows, p, cfg.step_covariates)),
             "count": np.zeros((rows, c)),
             "mean": np.zeros((rows, c)),
             "m2": np.zeros((rows, c)),

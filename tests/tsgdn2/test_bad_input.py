@@ -3,6 +3,7 @@
 import json
 import re
 import struct
+from datetime import timedelta
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from tsgdn2 import checkpoint
+from tsgdn2.archive import KIND
 from tsgdn2.audit import AuditConfig
 from tsgdn2.errors import (
     CheckpointError,
@@ -23,7 +25,7 @@ from tsgdn2.errors import (
     UnknownStreamError,
 )
 from tsgdn2.forecaster import Forecaster, ForecasterConfig
-from tsgdn2.online import KIND, OnlinePredictor
+from tsgdn2.online import OnlinePredictor
 from tsgdn2.standards import Standards
 
 HOUR = 3_600_000_000_000
@@ -93,6 +95,7 @@ BAD = {
     "a frame with an unknown channel": (UnknownChannelError, "frame", lambda o: o.observe_many(frame(zz=[1.0, 2.0]))),
     "a frame with infinity": (SchemaError, "values", lambda o: o.observe_many(frame(a=[1.0, float("inf")]))),
     "a frame that is a dict": (SchemaError, "frame", lambda o: o.observe_many({"stream": []})),
+    "a flush of nobody": (UnknownStreamError, "stream", lambda o: o.flush("nobody")),
     "a horizon beyond the model's": (ConfigError, "horizon", lambda o: o.forecast("s", 5)),
     "a horizon of nothing": (ConfigError, "horizon", lambda o: o.forecast("s", 0)),
     "a read in the past": (StreamError, "at", lambda o: o.forecast("s", at=at(2))),
@@ -143,12 +146,40 @@ def test_a_wrong_config_names_its_field(field, value):
         ({"channels": ["a", "time"]}, "channels"),
         ({"audit": AuditConfig(cohorts=("all",))}, "audit.cohorts"),
         ({"late": "maybe"}, "late"),
+        ({"watermark": timedelta(hours=-1)}, "watermark"),
+        ({"watermark": timedelta(days=3 * 365)}, "watermark"),
+        ({"watermark": timedelta.max}, "watermark"),
+        ({"watermark": 2**80}, "watermark"),
+        ({"watermark": 1.5}, "watermark"),
+        ({"watermark": True}, "watermark"),
+        ({"watermark": "1h"}, "watermark"),
+        ({"watermark": None}, "watermark"),
+        ({"watermark": pd.NaT}, "watermark"),
+        ({"watermark": np.timedelta64("NaT")}, "watermark"),
+        ({"watermark": np.timedelta64(1, "M")}, "watermark"),
+        ({"watermark": np.timedelta64(1)}, "watermark"),
+        ({"checkpoints": 4}, "checkpoints"),
+        ({"late": "tag", "checkpoint_every": 4}, "checkpoint_every"),
+        ({"late": "replay", "checkpoints": 0}, "checkpoints"),
+        ({"late": "replay", "checkpoints": True}, "checkpoints"),
+        ({"late": "replay", "checkpoint_every": 10**9}, "checkpoint_every"),
+        ({"late": "replay", "checkpoint_every": 2.0}, "checkpoint_every"),
     ],
 )
 def test_a_wrong_predictor_option_names_itself(online, options, message):
     wanted = {"channels": ["a", "b"], "freq": "h", **options}
-    with pytest.raises(ConfigError, match=f"^{message}"):
+    with pytest.raises(ConfigError, match=f"^{message}") as caught:
         OnlinePredictor(online.forecaster, Standards(), **wanted)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_watermark_may_be_a_span_of_any_kind(online):
+    spans = [timedelta(hours=2), pd.Timedelta("2h"), np.timedelta64(120, "m"), np.timedelta64(5, "25m"), 2 * HOUR]
+    made = [
+        OnlinePredictor(online.forecaster, Standards(), channels=["a", "b"], freq="h", watermark=span).policy.steps
+        for span in (*spans, 2 * HOUR - 1, HOUR + 1, 1, 0)
+    ]
+    assert made == [2, 2, 2, 3, 2, 2, 2, 1, 0]
 
 
 @pytest.fixture

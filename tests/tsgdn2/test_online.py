@@ -282,7 +282,7 @@ def test_statuses_follow_the_documented_policy():
     before = everything(online, "s")
     assert online.observe("s", at[1], [7, 7, 7]).status == "late"
     assert all(torch.equal(t.nan_to_num(), before[n].nan_to_num()) for n, t in everything(online, "s").items())
-    assert online.counters("s") == {"observations": 8, "duplicates": 1, "replaced": 1, "late": 1}
+    assert online.counters("s") == {"observations": 8, "duplicates": 1, "replaced": 1, "late": 1, "replays": 0}
 
 
 def test_the_order_inside_the_open_patch_does_not_matter():

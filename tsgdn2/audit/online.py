@@ -16,7 +16,7 @@ Legend: n rows, A sampled heads, B = n A, H heads, K key, V value, M columns.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tsgdn2.audit.alerts import AlertLimits
 from tsgdn2.audit.readings import SlotReadings, cohort_residual, slot_readings
-from tsgdn2.audit.slab import FLOATS, SUMS, AuditConfig, Slab
+from tsgdn2.audit.slab import FLOATS, SUMS, WAITING, AuditConfig, Slab
 from tsgdn2.audit.tracking import Eviction, admit, events_from_tensors, events_to_tensors, fallen, pin, unpin
 from tsgdn2.audit.transition import Workspace, add_age, book, bound, left_side, right_side
 from tsgdn2.errors import SchemaError
@@ -210,6 +210,27 @@ class OnlineAudit:
         self._slab.check_slot(slot)
         unpin(self._slab, self.config, slot, write_id)
 
+    def take(self, other: OnlineAudit, rows: Ints, into: Ints) -> None:
+        """Copy slots of another audit of the same configuration into slots `into` of this one; the queue stays."""
+        self._slab.take(other._slab, rows, into)
+        self._waiting = self._slab.waiting
+
+    def follow_pins(self, other: OnlineAudit, theirs: int, slot: int, *, after: int, shift: int) -> None:
+        """Pin in `slot` what `other`, which saw more, pins in its slot; ids of writes born after `after` go up."""
+        wanted, mine = other._pinned(theirs), self._pinned(slot)
+        for write in mine.keys() - wanted.keys():
+            unpin(self._slab, self.config, slot, write)
+        for write, birth in wanted.items():
+            if write not in mine:
+                pin(self._slab, self.config, slot, write + shift * (birth > after))
+        self._waiting = self._slab.waiting
+
+    def retell(self, since: Mapping[int, int], events: Sequence[Eviction]) -> None:
+        """Queue `events` in place of what is queued about the slots in `since` and happened after the time there."""
+        kept = [event for event in self._queue if event.time <= since.get(event.slot, event.time)]
+        self.dropped += max(0, len(kept) + len(events) - self.config.events)
+        self._queue = deque([*kept, *events], maxlen=self.config.events)
+
     def readings(self, slot: int, *, limits: AlertLimits | None = None) -> SlotReadings:
         """Return retention, occupancy, ages, crosstalk, ledger, cohorts and alerts of one slot."""
         self._slab.check_slot(slot)
@@ -242,6 +263,18 @@ class OnlineAudit:
         self._waiting = self._slab.waiting
         self._queue = deque(queued, maxlen=self.config.events)
         self.dropped = int(tensors["dropped"])
+
+    def _pinned(self, slot: int) -> dict[int, int]:
+        """Ids of the pinned writes of a slot and when each was born; those still to come are born last of all."""
+        pins, ints, waiting = (
+            self.config.ring + self.config.reservoir,
+            self._slab.ints,
+            self._slab.clock[0, slot, WAITING:],
+        )
+        held = dict(zip(*ints[0, slot, 0, :2, pins:].tolist(), strict=True))
+        return {write: birth for write, birth in held.items() if write >= 0} | {
+            write: np.iinfo(np.int64).max for write in waiting.tolist() if write >= 0
+        }
 
     def _rows(self, t: Tensor) -> Array:
         if t.dtype != self._slab.dtype or t.requires_grad or not t.is_cpu:

@@ -166,6 +166,11 @@ class Slab:
         self.floats[:, slots] = np.array(self.empty_floats)[:, None]
         self.clock[:, slots, WAITING:] = -1
 
+    def take(self, other: Slab, rows: NDArray[np.int64], into: NDArray[np.int64]) -> None:
+        """Copy rows of another slab of the same shape into rows `into` of this one."""
+        for name in _ARRAYS:
+            self._array(name)[:, into] = other._array(name)[:, rows]
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Return copies of all arrays, by name."""
         tensors = {name: torch.from_numpy(self._array(name).copy()) for name in _ARRAYS}

@@ -1,0 +1,116 @@
+"""An online predictor as one file: model, streams, what their routes hold, audit; reading it goes on bit for bit.
+
+    schema 1: states, audit      schema 2: + late policy, rows held back, checkpoints and logs, late list; covariates
+                                             of two patches, where the first had those of one
+
+An older schema is read as what it was: no row held, no checkpoint, nothing listed. A newer one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tsgdn2 import checkpoint
+from tsgdn2.audit import AuditConfig
+from tsgdn2.errors import CheckpointError, TsgdnError
+from tsgdn2.forecaster import Forecaster, ForecasterConfig
+from tsgdn2.late import LateList, LatePolicy
+from tsgdn2.slab import COUNTERS
+from tsgdn2.standards import Standards
+
+if TYPE_CHECKING:
+    from tsgdn2.online import OnlinePredictor
+
+SCHEMA = 2
+KIND = "tsgdn2-online-predictor"
+Online = TypeVar("Online", bound="OnlinePredictor")
+
+
+def write(path: Path, online: OnlinePredictor) -> None:
+    """Write atomically; nothing of the predictor changes."""
+    rows = len(online.streams)
+    tensors = {f"model.{name}": t for name, t in online.forecaster.state_dict().items()}
+    tensors |= online._route.tensors(rows) | {f"late.{name}": t for name, t in online._late.tensors().items()}
+    facts = {
+        "config": online.config.to_json(),
+        "standards": online.standards.to_json(),
+        "freq": online.freq,
+        "late": online.policy.to_json(),
+        "channels": json.dumps(online.channels),
+        "streams": json.dumps(list(online.streams)),
+        "fingerprint": online.config.fingerprint,
+        "audit": "",
+    }
+    if online.audit is not None:
+        tensors |= {f"audit.{name}": t for name, t in online.audit.state_tensors().items()}
+        facts["audit"] = json.dumps(asdict(online.audit.config))
+    checkpoint.write(path, tensors, facts, kind=KIND, schema=SCHEMA)
+
+
+def read(path: Path, kind: type[Online]) -> Online:
+    """Read what `write` wrote. CheckpointError says what is wrong with it."""
+    tensors, facts = checkpoint.read(path, kind=KIND, schema=SCHEMA)
+    try:
+        config = ForecasterConfig.from_json(facts["config"])
+        tensors, facts = _current(tensors, facts, config.patch_length)
+        late = LatePolicy.from_json(facts["late"])
+        forecaster = Forecaster(config).to(tensors["model.norm.weight"].dtype)
+        forecaster.load_state_dict(checkpoint.part(tensors, "model."))
+        online = kind(
+            forecaster,
+            Standards.from_json(facts["standards"]),
+            channels=json.loads(facts["channels"]),
+            freq=facts["freq"],
+            audit=audit_config(facts["audit"]),
+            late=late.late,
+            watermark=late.steps * config.period_ns,
+            checkpoints=late.checkpoints or None,
+            checkpoint_every=late.every or None,
+        )
+        names = json.loads(facts["streams"])
+        online._route.restore(tensors, len(names))
+        online._late.restore(checkpoint.part(tensors, "late."))
+        if online.audit is not None:
+            online.audit.load_state_tensors(checkpoint.part(tensors, "audit."))
+    except TsgdnError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"path: {path} does not fit this version ({error}); save it again") from error
+    online._slots = {name: slot for slot, name in enumerate(names)}
+    return online
+
+
+def _current(tensors: dict[str, Tensor], facts: dict[str, str], patch: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A file of an older schema as this one would have written it."""
+    if int(facts["schema"]) >= SCHEMA:
+        return tensors, facts
+    counters = tensors["stream.counters"]
+    fresh = counters.new_zeros(len(counters), len(COUNTERS))
+    fresh[:, : counters.shape[1]] = counters
+    known, clock, last = (tensors[f"stream.{name}"] for name in ("known", "clock", "last"))
+    rows = torch.arange(len(known))[:, None]
+    at = clock[:, None] + torch.arange(1 - patch, 1)
+    ring = torch.cat([known, known], 1)
+    ring[rows, at % (2 * patch)] = known[rows, at % patch]
+    at = last[:, None] // patch * patch + torch.arange(-patch, 0)
+    held = (at > clock[:, None] - patch) & (at <= clock[:, None])
+    before = torch.where(held[..., None], known[rows, at % patch], 0.0)
+    late = LatePolicy(late="drop" if facts["late"] == "drop" else "raise")
+    added = {"stream.counters": fresh, "stream.known": ring, "stream.before_known": before}
+    added |= {f"late.{name}": t for name, t in LateList().tensors().items()}
+    return tensors | added, facts | {"late": late.to_json()}
+
+
+def audit_config(text: str) -> AuditConfig | None:
+    """What a file says of its audit; an empty text is none."""
+    if not text:
+        return None
+    raw: dict[str, Any] = json.loads(text)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()}
+    return AuditConfig(**values)
