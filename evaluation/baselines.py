@@ -1,4 +1,4 @@
-"""Forecasters that any model must beat: the last season again, and the climate of the training range.
+"""Forecasters that any model must beat: the last season again, the last mean, and the climate of the training range.
 
 They are GluonTS predictors for univariate and multivariate targets alike, cost next to nothing, and know no covariates;
 `ridge.RidgeLags` is the strong one. Serialization writes tables as text, which is slow beyond some thousand series.
@@ -7,6 +7,7 @@ They are GluonTS predictors for univariate and multivariate targets alike, cost 
                     point:   every quantile is y_h                                          (GluonTS's own predictor)
                     normal:  y_h + z_q sigma_h,  sigma = sqrt(sum residual^2 / (n - season)),
                              sigma_h = sigma sqrt(floor(h / season) + 1),  h = 0 .. H-1
+    LastMean        y_h = mean of the last n steps
     Climatology     y_q = quantile_q of the training cells whose slot is that of T + h,  slot = step number mod slots
 
 | symbol | shape | unit, range |
@@ -72,6 +73,28 @@ class SeasonalNaive(RepresentablePredictor):
         z_Q = np.array([NormalDist().inv_cdf(level) for level in self.quantiles])
         quantiles_QCH = point_CH + z_Q[:, None, None] * width_CH
         return quantile_forecast(item, quantiles_QCH.transpose(0, 2, 1), self.quantiles)
+
+
+class LastMean(RepresentablePredictor):
+    """Repeat the mean of the last steps; all quantiles are that point (`residuals.ResidualQuantiles` spreads it)."""
+
+    @validated()
+    def __init__(self, prediction_length: int, steps: int, quantiles: Sequence[float] = LEVELS) -> None:
+        """steps: how many of the last ones; a shorter series gives all of its own. Errors: ConfigError."""
+        super().__init__(prediction_length=prediction_length)
+        if steps < 1:
+            raise ConfigError(f"steps must be at least 1, got {steps}")
+        self.steps = steps
+        self.quantiles = list(quantiles)
+
+    def predict_item(self, item: Entry) -> QuantileForecast:
+        """Forecast one entry; SchemaError for an empty one."""
+        values_CT, _ = filled(item["target"])
+        if not values_CT.shape[1]:
+            raise SchemaError(f"target of {item.get('item_id')} is empty; give at least one step")
+        mean_C = values_CT[:, -self.steps :].mean(axis=1)
+        shape = (len(self.quantiles), self.prediction_length, len(mean_C))
+        return quantile_forecast(item, np.broadcast_to(mean_C, shape), self.quantiles)
 
 
 class Climatology(RepresentablePredictor):

@@ -36,10 +36,39 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "of that bound": "fraction_of_bound@forward + backward", "over ours with it": "times_ours@forward + backward",
         "2 threads over 1": "gain", "rate": "rate",
     },
+    "robustness": {
+        "0 %": "CRPS 0", "10 %": "CRPS 0.1", "30 %": "CRPS 0.3", "50 %": "CRPS 0.5", "70 %": "CRPS 0.7",
+        "90 %": "CRPS 0.9", "rise at 50 %": "rise 0.5",
+    },
+    "robustness_relative": {
+        "0 %": "relative 0", "10 %": "relative 0.1", "30 %": "relative 0.3", "50 %": "relative 0.5",
+        "70 %": "relative 0.7", "90 %": "relative 0.9",
+    },
+    "robustness_mase": {
+        "0 %": "MASE 0", "10 %": "MASE 0.1", "30 %": "MASE 0.3", "50 %": "MASE 0.5", "70 %": "MASE 0.7",
+        "90 %": "MASE 0.9",
+    },
+    "recovery": {
+        "steps to recover": "recovery", "ratio at once": "ratio 0", "after 3": "ratio 3", "12": "ratio 12",
+        "24": "ratio 24", "72": "ratio 72",
+    },
+    "events": {
+        "CRPS of the count": "CRPS count", "of the mean delay": "CRPS mean(dep_delay)", "of code": "CRPS code",
+        "of conv": "CRPS conv", "CRPS pooled": "CRPS", "count / best baseline": "CRPS count / best baseline",
+        "mean delay / best": "CRPS mean(dep_delay) / best baseline", "code / best": "CRPS code / best baseline",
+        "conv / best": "CRPS conv / best baseline", "pooled / best": "CRPS / best baseline",
+        "coverage of 80 %": "coverage", "streamed - batch": "streamed_minus_batch",
+        "events a second": "events_per_second", "events a processor second": "events_per_processor_second",
+        "padded / packed": "padded_over_packed", "in processor time": "padded_over_packed_processor",
+        "commits padded alone": "padded_commits_over_packed", "tokens, padded / packed": "tokens_ratio",
+        "difference of the losses": "loss_difference",
+    },
 }  # fmt: skip
 UNSEEDED = frozenset({"scan_cpu"})
 """Tables whose figures depend on no seed: without the columns of seeds and processor seconds."""
-PAGES = ("README.md", "kernels/README.md")
+FILES = {"robustness_relative": "robustness", "robustness_mase": "robustness", "recovery": "robustness"}
+"""Tables made from the rows of another file than the one that bears their name."""
+PAGES = ("README.md", "kernels/README.md", "evaluation/README.md")
 _MARKED = re.compile(r"(<!-- table: (\w+)(?: of ([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -67,7 +96,7 @@ def render(text: str, folder: Path = RESULTS) -> str:
 
     def made(mark: re.Match[str]) -> str:
         begins = tuple((mark[3] or "").split("; "))
-        rows = [row for row in read(folder / f"{mark[2]}.jsonl") if row.what.startswith(begins)]
+        rows = [row for row in read(folder / f"{FILES.get(mark[2], mark[2])}.jsonl") if row.what.startswith(begins)]
         return f"{mark[1]}\n{table(mark[2], rows)}\n{mark[4]}"
 
     return _MARKED.sub(made, text)
@@ -92,11 +121,15 @@ def _figure(values: Sequence[object]) -> str:
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     if not numbers:
         return "-"
+    if all(isinstance(value, int) for value in values) and len(numbers) == 1:
+        return f"{numbers[0]:,.0f}"
     mean = _text(float(np.mean(numbers)))
     return mean if len(numbers) == 1 else f"{mean} ({_text(min(numbers))} - {_text(max(numbers))})"
 
 
 def _text(value: float) -> str:
+    if 0 < abs(value) < 5e-4:
+        return f"{value:.0e}"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
 
 

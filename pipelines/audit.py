@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 from tsgdn2.errors import ConfigError
-from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.accounts import Account, account
 from tsgdn2.pipelines.audit_report import OnlineView, log_audit, online_view, write_audit
+from tsgdn2.pipelines.event_source import open_data
 from tsgdn2.pipelines.jobs import AuditRun
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.runs import Run
-from tsgdn2.pipelines.saved import STATE, open_predictor
+from tsgdn2.pipelines.saved import STATE, open_predictor, open_state
 from tsgdn2.pipelines.screen import Screen
-from tsgdn2.pipelines.source import Source, open_source
+from tsgdn2.pipelines.source import Source
 from tsgdn2.pipelines.traces import collect
 from tsgdn2.pipelines.training import record_options, write_settings
 
@@ -25,7 +25,7 @@ def run(job: AuditRun) -> None:
     view: OnlineView | None = None
     predictor: GDN2Predictor | None = None
     if job.predictor.suffix == STATE:
-        online = OnlinePredictor.load(job.predictor)
+        online = open_state(job.predictor)
         view = online_view(online, [] if online.audit is None else online.audit.drain())
         if job.data is not None:
             raise ConfigError("data: an audit over data needs the predictor's folder, a saved state has its own past; "
@@ -36,9 +36,10 @@ def run(job: AuditRun) -> None:
         predictor = open_predictor(job.predictor)
         if job.data is None:
             raise ConfigError("data: a predictor's folder holds no stream; name a file or a set to run it over")
-    source = None if job.data is None else open_source(job.data, job.columns)
-    if source is not None and predictor is not None and predictor.config.channels > 1:
-        source = source.select(predictor.channels)
+    source = None
+    if job.data is not None and predictor is not None:
+        source = open_data(job.data, job.columns, predictor.config)
+        source = source.select(predictor.channels) if predictor.config.channels > 1 else source
     name = job.predictor.stem if source is None else source.name
     folder = job.folder("audit")
     with Run.start(job.experiment, f"audit {name}", root=job.runs, tracking_uri=job.tracking_uri,

@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 
 from tsgdn2.audit import Eviction
+from tsgdn2.event_online import OnlineEvents
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines import figures
 from tsgdn2.pipelines.accounts import Account, Clock, metrics
@@ -39,15 +40,16 @@ class OnlineView:
     """What needs a human, in words."""
 
 
-def online_view(online: OnlinePredictor, evictions: Sequence[Eviction]) -> OnlineView | None:
+def online_view(online: OnlinePredictor | OnlineEvents, evictions: Sequence[Eviction]) -> OnlineView | None:
     """Read the audit of every lane; None where the predictor runs without one."""
     audit, config, clock = online.audit, online.config, Clock(period=online.config.period_ns)
     if audit is None:
         return None
+    channels = online.targets if isinstance(online, OnlineEvents) else online.channels
 
     def series(slot: int) -> str:
         stream, lane = divmod(slot, config.lanes)
-        return f"{online.streams[stream]}/{online.channels[lane]}" if config.lanes > 1 else online.streams[stream]
+        return f"{online.streams[stream]}/{channels[lane]}" if config.lanes > 1 else online.streams[stream]
 
     rows, alerts = [], []
     for slot in range(len(online.streams) * config.lanes):

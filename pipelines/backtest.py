@@ -14,13 +14,14 @@ from tsgdn2.evaluation import rows
 from tsgdn2.evaluation.metrics import calibration, evaluate
 from tsgdn2.pipelines import figures
 from tsgdn2.pipelines.comparison import COLUMNS, NAIVE, OURS, Comparison, Model, baselines
+from tsgdn2.pipelines.event_source import open_data
 from tsgdn2.pipelines.jobs import Backtest
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.report import Report
 from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.saved import open_predictor
 from tsgdn2.pipelines.screen import Screen
-from tsgdn2.pipelines.source import Source, open_source
+from tsgdn2.pipelines.source import Source
 from tsgdn2.pipelines.training import record_options, write_settings
 
 TABLE = COLUMNS[:5]
@@ -31,7 +32,7 @@ def run(job: Backtest) -> None:
     screen = Screen(job.quiet)
     predictor = open_predictor(job.predictor)
     with screen.phase("reading"):
-        source = open_source(job.data, job.columns)
+        source = open_data(job.data, job.columns, predictor.config)
         names = list(predictor.channels) if predictor.config.channels > 1 else None
         if names is not None:
             source = source.select(names)

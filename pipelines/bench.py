@@ -5,6 +5,8 @@
     endurance  bytes of state and time per observation from 1e3 to 1e6 observations of one stream
     training   seconds of a step of the quickstart's training, cut into shares
     memory     ETTm1 streamed from its first row against restarts from 512 rows before each window
+    events     flights and request traces streamed event by event (event_bench.py), their speed (event_speed.py)
+    robustness CRPS against the share of missing cells on four sets, recovery after an outage (robustness.py)
 
 Every row states seed, processor seconds and versions; losing rows stay in the file.
 """
@@ -31,8 +33,11 @@ from tsgdn2.evaluation.ridge import RidgeLags
 from tsgdn2.evaluation.rows import Row, append, row
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.estimator import GDN2Estimator
+from tsgdn2.pipelines.event_bench import azure_rows, flight_rows
+from tsgdn2.pipelines.event_speed import packed_rows, throughput_rows
 from tsgdn2.pipelines.jobs import Bench
 from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.pipelines.robustness import QUICK, Plan, study
 from tsgdn2.pipelines.training_shares import rows as training
 from tsgdn2.scale import Floats
 
@@ -49,9 +54,17 @@ PHASES: Mapping[str, object] = {"patch_length": 8, "context_length": 512}
 
 def run(job: Bench) -> None:
     """Run one benchmark and append its rows to <output>/<what>.jsonl; prints them."""
-    kinds = {"etth1": etth1, "phases": phases, "endurance": endurance, "memory": memory, "training": training}
+    kinds = {
+        "etth1": etth1,
+        "phases": phases,
+        "endurance": endurance,
+        "memory": memory,
+        "training": training,
+        "robustness": robustness,
+        "events": events,
+    }
     rows = kinds[job.what](job)
-    append(job.output / f"{job.what}.jsonl", *rows)
+    append(job.output / f"{job.what}{'-quick' if job.quick else ''}.jsonl", *rows)
     for one in rows:
         figures = ", ".join(
             f"{name} {value:.4g}" for name, value in one.values.items() if isinstance(value, int | float)
@@ -128,6 +141,21 @@ def phases(settings: Bench) -> list[Row]:
             row("phases of a patch, ETTh1", {"P": patch}, seed=seed, cpu_seconds=used, worst_over_best=worst, **values)
         )
     return rows
+
+
+def robustness(settings: Bench) -> list[Row]:
+    """Damaged histories at the ETTh1 benchmark's model settings, on all four sets."""
+    return study(QUICK if settings.quick else Plan(), settings.seeds, ETTH1_SETTINGS, settings.output)
+
+
+def events(settings: Bench) -> list[Row]:
+    """Accuracy on the two sets of events, throughput into tokens and states, packed training."""
+    return [
+        *flight_rows(settings.seeds, quick=settings.quick),
+        *azure_rows(settings.seeds, quick=settings.quick),
+        *throughput_rows(quick=settings.quick),
+        *packed_rows(settings.seeds, quick=settings.quick),
+    ]
 
 
 def endurance(settings: Bench) -> list[Row]:

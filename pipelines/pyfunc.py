@@ -4,6 +4,7 @@ The predictor is stored as GluonTS serialized it, and the model's code is a thre
 no class of ours is pickled, but whoever loads the model needs tsgdn2 installed (its requirements say so).
 
     in     item_id, timestamp, then one column per channel; several columns are one multivariate target
+           of events: item_id, timestamp, type, then one column per mark (event_table.py)
     out    item_id, timestamp, (channel, for several,) then one column per quantile: "0.1" ... "0.9"
 
 Rows may come in any order and with holes: an absent step is a missing observation. The whole history of an item is
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, cast
 
 import mlflow.pyfunc
 import numpy as np
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
 
 from tsgdn2.errors import SchemaError
+from tsgdn2.forecaster_config import ForecasterConfig
 from tsgdn2.pipelines.tracking import silent
 
 KEYS = ("item_id", "timestamp")
@@ -158,6 +160,15 @@ def entries(frame: pd.DataFrame, channels: Sequence[str], freq: str) -> list[Ent
     return result
 
 
+def _data(frame: pd.DataFrame, channels: Sequence[str], marks: Sequence[str] | None, freq: str) -> Sequence[Entry]:
+    """The frame as a data set: of sensors, or with marks (none are a list, too) of events."""
+    if marks is None:
+        return entries(frame, channels, freq)
+    from tsgdn2.pipelines.event_table import event_frame_entries
+
+    return cast(list[Entry], event_frame_entries(frame, channels, marks, freq))
+
+
 def quantile_frame(forecasts: Iterable[ForecastLike], channels: Sequence[str], levels: Sequence[str]) -> pd.DataFrame:
     """Forecasts as rows: item_id, timestamp (a step's start), channel if several, one column per level."""
     parts = []
@@ -181,12 +192,16 @@ def levels_of(forecast: ForecastLike) -> list[str]:
     return sorted(keys, key=float) or [f"0.{digit}" for digit in range(1, 10)]
 
 
-def signature_of(channels: Sequence[str], levels: Sequence[str]) -> ModelSignature:
-    """What goes in and out, as MLflow checks it."""
+def signature_of(channels: Sequence[str], levels: Sequence[str], marks: Sequence[str] | None = None) -> ModelSignature:
+    """What goes in and out, as MLflow checks it; marks: of a model of events."""
     keys: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "item_id"), ColSpec(DataType.datetime, "timestamp")]
     channel: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "channel")] if len(channels) > 1 else []
+    values: list[ColSpec | TensorSpec] = [ColSpec(DataType.double, name) for name in channels]
+    if marks is not None:
+        marked = (ColSpec(DataType.double, name, required=False) for name in marks)
+        values = [ColSpec(DataType.string, "type", required=False), *marked]
     return ModelSignature(
-        inputs=Schema([*keys, *(ColSpec(DataType.double, name) for name in channels)]),
+        inputs=Schema([*keys, *values]),
         outputs=Schema([*keys, *channel, *(ColSpec(DataType.double, level) for level in levels)]),
     )
 
@@ -213,7 +228,7 @@ class ForecastModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc, name-defin
         """
         assert self.predictor is not None, "MLflow calls load_context first"
         config = context.model_config
-        data = entries(model_input, config["channels"], config["freq"])
+        data = _data(model_input, config["channels"], config.get("marks"), config["freq"])
         return quantile_frame(self.predictor.predict(data), config["channels"], config["levels"])
 
 
@@ -231,15 +246,21 @@ def save_forecast_model(
     Raises:
         SchemaError: The example does not fit.
     """
-    channels = channels_of(input_example)
+    predictor = load_predictor(predictor_path)
+    config: object = getattr(predictor, "config", None)
+    marks: list[str] | None = None
+    if isinstance(config, ForecasterConfig) and config.event_types:
+        marks, channels = list(config.event_marks), list(config.event_targets)
+    else:
+        channels = channels_of(input_example)
     period = freq or inferred_freq(input_example)
-    forecasts = list(load_predictor(predictor_path).predict(entries(input_example, channels, period)))
+    forecasts = list(predictor.predict(_data(input_example, channels, marks, period)))
     levels = levels_of(forecasts[0])
     quantile_frame(forecasts, channels, levels)
-    signature = signature_of(channels, levels)
+    signature = signature_of(channels, levels, marks)
     example = input_example.assign(
         item_id=input_example["item_id"].astype(str), timestamp=naive_utc(input_example["timestamp"])
-    ).astype(dict.fromkeys(channels, np.float64))
+    ).astype(dict.fromkeys(channels if marks is None else marks, np.float64))
     with silent(), TemporaryDirectory() as draft:
         code = Path(draft, "forecast_model.py")
         code.write_text(_CODE, encoding="utf-8")
@@ -249,7 +270,7 @@ def save_forecast_model(
             artifacts={"predictor": str(predictor_path.resolve())},
             signature=signature,
             input_example=example,
-            model_config={"freq": period, "channels": channels, "levels": levels},
+            model_config={"freq": period, "channels": channels, "levels": levels, "marks": marks},
             pip_requirements=[
                 f"{name}=={version(name)}" for name in ("tsgdn2", "mlflow", "gluonts", "torch", "pandas")
             ],

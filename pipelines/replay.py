@@ -1,7 +1,8 @@
-"""Streams a file observation by observation, as it once arrived, and keeps what the predictor said.
+"""Streams a file observation by observation, or event by event, as it once arrived, and keeps what the predictor said.
 
     <output>/forecasts.parquet    quantiles by stream, origin, step and channel
     <output>/surprises.parquet    bits of every value under the forecast made before it, and each row's status
+                                  of events: those of the windows that a row closes, under its status
     <output>/online.safetensors   model, states and audit: `replay` goes on from it, `audit run` shows it
 
 Late rows are counted and left out, so that one bad stamp does not end a replay of days.
@@ -15,13 +16,14 @@ import numpy as np
 
 from tsgdn2.datasets.frame import TIME
 from tsgdn2.errors import ConfigError
+from tsgdn2.event_online import OnlineEvents
 from tsgdn2.pipelines.audit_report import log_audit, online_view, write_audit
+from tsgdn2.pipelines.event_source import open_data
 from tsgdn2.pipelines.jobs import Replay
 from tsgdn2.pipelines.runs import Run
-from tsgdn2.pipelines.saved import open_online
+from tsgdn2.pipelines.saved import go_online, open_saved
 from tsgdn2.pipelines.screen import Screen
-from tsgdn2.pipelines.source import open_source
-from tsgdn2.pipelines.streaming import stream_frame
+from tsgdn2.pipelines.streaming import stream_events, stream_frame
 from tsgdn2.pipelines.training import record_options, write_settings
 
 
@@ -29,9 +31,11 @@ def run(job: Replay) -> None:
     """Run the job. Errors: those of the data and the predictor; ConfigError where they do not fit."""
     screen = Screen(job.quiet)
     with screen.phase("reading"):
-        source = open_source(job.data, job.columns)
-        online = open_online(job.predictor, source.channels, audit=job.audit)
-        source = source.select(online.channels)
+        saved = open_saved(job.predictor)
+        source = open_data(job.data, job.columns, saved.config)
+        online = go_online(saved, source.channels, job.predictor, audit=job.audit)
+        channels = online.targets if isinstance(online, OnlineEvents) else online.channels
+        source = source.select(channels)
         _continued(online.streams, source.streams)
         period = online.config.period_ns
         if source.period != period:
@@ -46,12 +50,15 @@ def run(job: Replay) -> None:
         every = job.forecast_every
         origins = range(int(steps.min()) // every * every + every - 1, int(steps.max()) + 1, every)
         with screen.phase("streaming", total=source.frame.height) as phase:
-            streamed = stream_frame(online, source.frame, origins, speed=job.speed, tick=phase.advance)
+            if isinstance(online, OnlineEvents):
+                streamed = stream_events(online, source.frame, origins, speed=job.speed, tick=phase.advance)
+            else:
+                streamed = stream_frame(online, source.frame, origins, speed=job.speed, tick=phase.advance)
         with screen.phase("saving"):
             online.save(folder / "online.safetensors")
             streamed.forecast_frame().write_parquet(folder / "forecasts.parquet")
             streamed.surprises.write_parquet(folder / "surprises.parquet")
-            bits = streamed.surprises.select(f"surprise.{name}" for name in online.channels).to_numpy()
+            bits = streamed.surprises.select(f"surprise.{name}" for name in channels).to_numpy()
             found = {
                 "observations": float(source.frame.height), "forecasts": float(len(streamed.forecasts)),
                 "microseconds_per_observation": streamed.microseconds,
@@ -59,8 +66,10 @@ def run(job: Replay) -> None:
                 "state_bytes": float(online.state_nbytes),
                 "surprises_above_10_bits": float((bits[np.isfinite(bits)] > 10).sum()),
             }  # fmt: skip
-            for name in ("duplicates", "replaced", "late"):
-                found[f"rows/{name}"] = float(sum(online.counters(stream)[name] for stream in online.streams))
+            counted = [online.counters(stream) for stream in online.streams]
+            for name in ("duplicates", "replaced", "late", "unknown"):
+                if name in counted[0]:
+                    found[f"rows/{name}"] = float(sum(counters[name] for counters in counted))
             record.metrics(found)
             for name in ("forecasts.parquet", "surprises.parquet", "online.safetensors"):
                 record.artifact(folder / name, "replay")
@@ -68,10 +77,11 @@ def run(job: Replay) -> None:
             if view is not None:
                 audit = write_audit(folder / "audit", [], view, f"replay of {source.name}")
                 log_audit(record, folder / "audit", audit, {"state": "online.safetensors"})
+    what = "events" if isinstance(online, OnlineEvents) else "observations"
     screen.say(
-        f"{source.frame.height:,} observations of {len(source.streams)} streams, {len(streamed.forecasts):,} "
-        f"forecasts; median {streamed.median_microseconds:,.0f} µs, mean {streamed.microseconds:,.0f} µs per "
-        f"observation, {online.state_nbytes:,} bytes of state per stream"
+        f"{source.frame.height:,} {what} of {len(source.streams)} streams, {len(streamed.forecasts):,} forecasts; "
+        f"median {streamed.median_microseconds:,.0f} µs, mean {streamed.microseconds:,.0f} µs per observation, "
+        f"{online.state_nbytes:,} bytes of state per stream"
     )
     screen.say(f"state: {folder / 'online.safetensors'}")
 

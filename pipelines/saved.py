@@ -1,4 +1,4 @@
-"""Opens what an earlier job saved: a predictor folder, or the state of an online predictor.
+"""Opens what an earlier job saved: a predictor folder, or the state of an online predictor of sensors or events.
 
 A path decides by what it is: a folder is a predictor, a .safetensors file a state that carries its own model.
 """
@@ -8,12 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+from tsgdn2 import event_online
 from tsgdn2.audit import AuditConfig
 from tsgdn2.errors import CheckpointError, ConfigError
+from tsgdn2.event_online import OnlineEvents
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.predictor import GDN2Predictor
 
 STATE = ".safetensors"
+
+Online = OnlinePredictor | OnlineEvents
 
 
 def open_predictor(path: Path) -> GDN2Predictor:
@@ -25,19 +31,36 @@ def open_predictor(path: Path) -> GDN2Predictor:
     return found
 
 
-def open_online(path: Path, channels: Sequence[str], *, audit: bool) -> OnlinePredictor:
-    """Go on from a saved state, or begin with a predictor folder; late rows are counted and left out.
+def open_state(path: Path) -> Online:
+    """Read a saved state, of sensors or of events by what the file says it is. Errors: CheckpointError."""
+    kind = ""
+    if path.is_file():
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                kind = (file.metadata() or {}).get("kind", "")
+        except (SafetensorError, OSError, ValueError):
+            kind = ""  # its reader says what is wrong with it
+    return OnlineEvents.load(path) if kind == event_online.KIND else OnlinePredictor.load(path)
 
-    channels: of the data; an independent model that was trained on one takes them all, others have their own.
-    Errors: CheckpointError; ConfigError when a saved state has an audit that is to be left out.
+
+def open_saved(path: Path) -> GDN2Predictor | Online:
+    """Read a state or a predictor; either has a `config`. Errors: CheckpointError."""
+    return open_state(path) if path.suffix == STATE else open_predictor(path)
+
+
+def go_online(saved: GDN2Predictor | Online, channels: Sequence[str], path: Path, *, audit: bool) -> Online:
+    """Go on from a saved state, or begin with a predictor; late rows are counted and left out.
+
+    path: what `saved` was opened from. channels: of the data; an independent model of sensors that was trained on one
+    takes them all, others have their own. Errors: ConfigError when a saved state has an audit that is to be left out.
     """
-    if path.suffix != STATE:
-        predictor = open_predictor(path)
-        config = AuditConfig() if audit and predictor.config.mixer == "gdn2" else None
-        names = channels if not predictor.config.bound and predictor.config.channels == 1 else None
-        return OnlinePredictor.from_predictor(predictor, channels=names, late="drop", audit=config)
-    online = OnlinePredictor.load(path)
-    if online.audit is not None and not audit:
-        raise ConfigError(f"audit: {path} carries an audit that goes on with it, got false; leave audit true, or begin "
-                          "again with the predictor's folder")  # fmt: skip
-    return online
+    if not isinstance(saved, GDN2Predictor):
+        if saved.audit is not None and not audit:
+            raise ConfigError(f"audit: {path} carries an audit that goes on with it, got false; leave audit true, or "
+                              "begin again with the predictor's folder")  # fmt: skip
+        return saved
+    config = AuditConfig() if audit and saved.config.mixer == "gdn2" else None
+    if saved.config.event_types:
+        return OnlineEvents.from_predictor(saved, late="drop", audit=config)
+    names = channels if not saved.config.bound and saved.config.channels == 1 else None
+    return OnlinePredictor.from_predictor(saved, channels=names, late="drop", audit=config)

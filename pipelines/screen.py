@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -67,8 +68,8 @@ class Screen:
         self.seconds[name] = time.perf_counter() - began
 
     def say(self, line: str) -> None:
-        """Print a line of result."""
-        self.results.print(line, soft_wrap=True)
+        """Print a line of result as it is: a target such as count[UA] is no markup."""
+        self.results.print(line, soft_wrap=True, markup=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Mapping[str, str]], *, first: str = "") -> None:
         """Print one table; the row called `first` in the first column is set in bold."""
@@ -76,7 +77,7 @@ class Screen:
         for number, name in enumerate(columns):
             table.add_column(name, justify="left" if number == 0 else "right")
         for row in rows:
-            table.add_row(*(row[name] for name in columns), style="bold" if row[columns[0]] == first else "")
+            table.add_row(*(escape(row[name]) for name in columns), style="bold" if row[columns[0]] == first else "")
         self.results.print(table)
 
 

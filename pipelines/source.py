@@ -1,6 +1,7 @@
 """Data for a job by one word: a named set or a file, brought to the frame schema, with its period and its fingerprint.
 
 The period of a file is its most frequent step, which is a guess: a file of mostly gaps needs `columns.period`.
+Events are read by event_source.py, whose `open_data` is what jobs call.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final, Self
 import polars as pl
 
 from tsgdn2.datasets import catalog
+from tsgdn2.datasets.events import TYPE
 from tsgdn2.datasets.frame import STREAM, TIME, channels
 from tsgdn2.datasets.gluon import Targets, entries
 from tsgdn2.datasets.grid import pandas_freq, period_ns, regular
@@ -24,6 +26,7 @@ from tsgdn2.pipelines.runs import Run
 
 TIMES: Final = ("time", "timestamp", "date", "datetime")
 STREAMS: Final = ("stream", "item_id")
+MISSING: Final = ("", "NA", "NaN", "nan", "null")
 SHORT: Final = {"nyc": "nyc_weather", "beijing": "beijing_pm25", "air": "uci_air_quality"}
 DAY_NS: Final = 86_400_000_000_000
 
@@ -100,10 +103,9 @@ def open_source(data: str, columns: DataOptions) -> Source:
         period = period_ns(columns.period) if columns.period else _usual_step(frame, data)
         season, word = max(1, round(DAY_NS / period)), Path(data).name.split(".")[0]
     else:
-        known = ", ".join((*SHORT, *(f"ett:{n}" if n.startswith("ETT") else n for n in catalog.SETS)))
-        raise DataError(f"data: must be a file or one of {known}, got {data!r}; check the path")
+        raise unknown_data(data)
     if columns.channels and word in catalog.SETS:
-        frame = frame.select(STREAM, TIME, *_present(columns.channels, channels(frame), data))
+        frame = frame.select(STREAM, TIME, *present("columns.channels", columns.channels, channels(frame), data))
     if columns.period:
         period = period_ns(columns.period)
     frame = regular(frame, period).frame
@@ -115,19 +117,15 @@ def open_source(data: str, columns: DataOptions) -> Source:
 def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
     """Read a file; the columns of time and stream are found by their usual names."""
     text = [columns.time] if columns.unit and columns.time else ()
-    table = file_table(path, words=("", "NA", "NaN", "nan", "null"), text=text)
-    time = columns.time or _first(TIMES, table.columns)
-    if time is None:
-        raise DataError(
-            f"columns.time: {path.name} has none of {', '.join(TIMES)}, only {table.columns}; name its column"
-        )
-    stream = columns.stream or _first(STREAMS, table.columns)
-    if stream and columns.name:
-        raise ConfigError(f"columns.name: is for a file of one stream, got {columns.name!r} where {path.name} has its "
-                          f"streams in column {stream!r}; leave it out, or rename the column")  # fmt: skip
-    _no_stray_words(table, columns.channels or [c for c in table.columns if c not in (time, stream)], path.name)
-    numeric = [name for name, kind in table.schema.items() if kind.is_numeric() and name not in (time, stream)]
-    kept = _present(columns.channels, numeric, path.name) if columns.channels else tuple(numeric)
+    table = file_table(path, words=MISSING, text=text)
+    if table.schema.get(TYPE) == pl.String and not columns.channels:
+        raise ConfigError(f"columns.targets: {path.name} has a column of words called {TYPE!r}, as files of events "
+                          "have; say what to count in every window, '[\"count\"]' say, or name the sensors with "
+                          "columns.channels")  # fmt: skip
+    time, stream = key_columns(table, columns, path.name)
+    no_stray_words("columns.channels", table, columns.channels or others(table, time, stream), path.name)
+    numeric = [name for name in others(table, time, stream) if table.schema[name].is_numeric()]
+    kept = present("columns.channels", columns.channels, numeric, path.name) if columns.channels else tuple(numeric)
     if not kept:
         raise DataError(f"columns.channels: {path.name} has no numeric column beside {time!r}; its columns are "
                         f"{table.columns}")  # fmt: skip
@@ -137,8 +135,25 @@ def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
     return table_frame(table, layout, origin=str(path))
 
 
-def _no_stray_words(table: pl.DataFrame, names: Sequence[str], origin: str) -> None:
-    """Refuse a column that is text by a few cells only: else a channel would be lost and nobody told."""
+def key_columns(table: pl.DataFrame, columns: DataOptions, origin: str) -> tuple[str, str | None]:
+    """The columns of time and stream, told or found by their usual names; no stream column: the file is one stream."""
+    time = columns.time or _first(TIMES, table.columns)
+    if time is None:
+        raise DataError(f"columns.time: {origin} has none of {', '.join(TIMES)}, only {table.columns}; name its column")
+    stream = columns.stream or _first(STREAMS, table.columns)
+    if stream and columns.name:
+        raise ConfigError(f"columns.name: is for a file of one stream, got {columns.name!r} where {origin} has its "
+                          f"streams in column {stream!r}; leave it out, or rename the column")  # fmt: skip
+    return time, stream
+
+
+def others(table: pl.DataFrame, *keys: str | None) -> list[str]:
+    """The columns that are none of the keys."""
+    return [name for name in table.columns if name not in keys]
+
+
+def no_stray_words(option: str, table: pl.DataFrame, names: Sequence[str], origin: str) -> None:
+    """Refuse a column that is text by a few cells only: else its numbers would be lost and nobody told."""
     for name in names:
         if table.schema.get(name) != pl.String:
             continue
@@ -146,18 +161,23 @@ def _no_stray_words(table: pl.DataFrame, names: Sequence[str], origin: str) -> N
         bad = (found.is_null() & table[name].is_not_null()).arg_true()
         if len(bad) and found.count() > table[name].count() / 2:
             row = int(bad[0])
-            raise DataError(f"columns.channels: {origin} has {table[name][row]!r} in row {row} of {name!r}, which is "
-                            "mostly numbers; empty that cell, or leave the column out with columns.channels"
-                            )  # fmt: skip
+            raise DataError(f"{option}: {origin} has {table[name][row]!r} in row {row} of {name!r}, which is "
+                            f"mostly numbers; empty that cell, or leave the column out with {option}")  # fmt: skip
 
 
-def _present(wanted: Sequence[str], known: Sequence[str], origin: str) -> tuple[str, ...]:
+def present(option: str, wanted: Sequence[str], known: Sequence[str], origin: str) -> tuple[str, ...]:
+    """The wanted columns; DataError naming the option when one is not among the numeric ones that are known."""
     absent = [name for name in wanted if name not in known]
     if absent:
-        raise DataError(
-            f"columns.channels: {origin} has no numeric column {absent[0]!r}, only {list(known)}; rename it"
-        )
+        raise DataError(f"{option}: {origin} has no numeric column {absent[0]!r}, only {list(known)}; rename it")
     return tuple(wanted)
+
+
+def unknown_data(data: str) -> DataError:
+    """The error for a word that is neither a file nor a set."""
+    sets = (f"ett:{name}" if name.startswith("ETT") else name for name in catalog.SETS)
+    known = ", ".join((*SHORT, *sets, *catalog.EVENT_SETS))
+    return DataError(f"data: must be a file or one of {known}, got {data!r}; check the path")
 
 
 def _first(wanted: Sequence[str], known: Sequence[str]) -> str | None:

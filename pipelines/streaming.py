@@ -1,9 +1,9 @@
-"""Feeds a frame to an online predictor one observation at a time, and asks for forecasts on the way.
+"""Feeds a frame to an online predictor one observation or event at a time, and asks for forecasts on the way.
 
     for each row in the order of time:   forecast all streams at each origin that lies before it;  observe the row
 
-An origin is the last step before a window: everything up to it has been observed, nothing after it. Time is measured
-around `observe` alone, so it holds the closing of patches and the audit, and none of this file's bookkeeping.
+An origin is the last step before a window: everything up to its end has been observed, nothing after it. Time is
+measured around `observe` alone, so it holds the closing of patches and the audit, and none of this file's bookkeeping.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from gluonts.model.forecast import QuantileForecast
 from numpy.typing import NDArray
 
 from tsgdn2.audit import Eviction
+from tsgdn2.datasets.events import TYPE
 from tsgdn2.datasets.frame import STREAM, TIME
 from tsgdn2.errors import StreamError
+from tsgdn2.event_online import EventObservation, OnlineEvents
 from tsgdn2.forecast import Forecast, to_polars
-from tsgdn2.online import OnlinePredictor
+from tsgdn2.online import Observation, OnlinePredictor
 
 SECOND_NS = 1_000_000_000
 
@@ -94,20 +96,56 @@ def stream_frame(
     A stream that has not begun at an origin has no forecast there.
     """
     rows = frame.sort(TIME, STREAM)
-    names, stamps = rows[STREAM].to_list(), rows[TIME].to_physical().to_numpy()
+    names, stamps = rows[STREAM].to_list(), rows[TIME].to_physical().to_list()
     values = rows.select(online.channels).to_numpy().astype(np.float64)
-    period, due = online.config.period_ns, list(origins)
+
+    def observe(row: int) -> Observation:
+        return online.observe(names[row], stamps[row], values[row])
+
+    return _streamed(online, rows, observe, online.channels, origins, 0, speed, tick)
+
+
+@one_thread()
+def stream_events(
+    online: OnlineEvents, frame: pl.DataFrame, origins: Sequence[int], *, speed: float | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> Streamed:  # fmt: skip
+    """Observe every event of an event frame; arguments and result as `stream_frame`, the channels are the targets.
+
+    Events of one instant go stream by stream, those of one stream in the order of the frame. Errors: StreamError for
+    a type or a mark that the model does not take, before anything is observed.
+    """
+    rows = frame.sort(TIME, STREAM, maintain_order=True)
+    names, stamps, types = rows[STREAM].to_list(), rows[TIME].to_physical().to_list(), rows[TYPE].to_list()
+    marks = np.column_stack([rows[name].fill_null(np.nan).to_numpy() for name in online.schema.marks] or
+                            [np.zeros((len(names), 0))])  # fmt: skip
+    online.schema.codes(types)
+    online.schema.check_marks(marks)
+
+    def observe(row: int) -> EventObservation:
+        return online.observe(names[row], stamps[row], types[row], marks[row])
+
+    return _streamed(online, rows, observe, online.targets, origins, online.config.period_ns, speed, tick)
+
+
+def _streamed(
+    online: OnlinePredictor | OnlineEvents, rows: pl.DataFrame,
+    observe: Callable[[int], Observation | EventObservation], channels: Sequence[str], origins: Sequence[int],
+    past: int, speed: float | None, tick: Callable[[], None],
+) -> Streamed:  # fmt: skip
+    """The loop of the module; past: nanoseconds from the beginning of an origin's step to where forecasts are asked."""
+    stamps, period, due = rows[TIME].to_physical().to_list(), online.config.period_ns, list(origins)
     forecasts: list[Forecast] = []
-    statuses, bits, evictions = [], np.full(values.shape, np.nan), []
-    nanoseconds = np.zeros(len(names), np.int64)
-    began, first = time.perf_counter(), int(stamps[0]) if len(stamps) else 0
-    for row, (name, stamp) in enumerate(zip(names, stamps.tolist(), strict=True)):
+    statuses, bits, evictions = [], np.full((len(stamps), len(channels)), np.nan), []
+    nanoseconds = np.zeros(len(stamps), np.int64)
+    began, first = time.perf_counter(), stamps[0] if stamps else 0
+    for row, stamp in enumerate(stamps):
         while due and due[0] < stamp // period:
-            forecasts += _at(online, due.pop(0))
+            forecasts += _at(online, due.pop(0) * period + past)
         if speed is not None:
             time.sleep(max(0.0, (stamp - first) / SECOND_NS / speed - (time.perf_counter() - began)))
         start = time.perf_counter_ns()
-        seen = online.observe(name, stamp, values[row])
+        seen = observe(row)
         nanoseconds[row] = time.perf_counter_ns() - start
         statuses.append(seen.status)
         bits[row] = seen.surprise
@@ -115,20 +153,20 @@ def stream_frame(
             evictions += online.audit.drain()
         tick()
     for origin in due:
-        forecasts += _at(online, origin)
+        forecasts += _at(online, origin * period + past)
     if online.audit is not None:
         evictions += online.audit.drain()
     surprises = rows.select(STREAM, TIME).with_columns(
         pl.Series("status", statuses, dtype=pl.String),
-        *(pl.Series(f"surprise.{name}", bits[:, c], nan_to_null=True) for c, name in enumerate(online.channels)),
+        *(pl.Series(f"surprise.{name}", bits[:, c], nan_to_null=True) for c, name in enumerate(channels)),
     )
     return Streamed(forecasts=forecasts, surprises=surprises, nanoseconds=nanoseconds, evictions=evictions)
 
 
-def _at(online: OnlinePredictor, origin: int) -> list[Forecast]:
-    """Forecasts of all streams whose clock is not past the origin, as it is where old rows meet a saved state."""
+def _at(online: OnlinePredictor | OnlineEvents, clock: int) -> list[Forecast]:
+    """Forecasts of all streams that are not past the clock [ns], as they are where old rows meet a saved state."""
     found = []
     for stream in online.streams:
         with suppress(StreamError):
-            found.append(online.forecast(stream, at=origin * online.config.period_ns))
+            found.append(online.forecast(stream, at=clock))
     return found

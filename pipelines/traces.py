@@ -107,7 +107,7 @@ def collect(
         column = done[rows] - (length[rows] - tokens)  # padded on the left: the last commit is always the last column
         inside = column >= 0
         target = (torch.from_numpy(rows[inside]), torch.from_numpy(column[inside]))
-        when[rows[inside], column[inside]] = clock[inside]
+        when[rows[inside], column[inside]] = lines.horizon_steps(clock[inside])[:, 0] - 1  # of events it counts ns
         for layer in layers:
             for name, rows_of in kept[layer].items():
                 rows_of[target] = traced[layer][name][torch.from_numpy(inside)]

@@ -15,10 +15,10 @@ import numpy as np
 import polars as pl
 
 from tsgdn2.errors import SchemaError
+from tsgdn2.pipelines.event_source import events_of, open_data
 from tsgdn2.pipelines.jobs import Train
 from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.screen import Screen
-from tsgdn2.pipelines.source import open_source
 from tsgdn2.pipelines.training import (
     estimator,
     history,
@@ -33,17 +33,18 @@ def run(job: Train) -> None:
     """Run the job. Errors: those of the data and of the estimator; SchemaError where hold_out leaves nothing."""
     screen = Screen(job.quiet)
     with screen.phase("reading"):
-        source = open_source(job.data, job.columns)
+        source = open_data(job.data, job.columns)
         entries = _held_out(source.entries(job.targets), job.hold_out)
+        kinds = events_of(source, entries, job.model)
     folder = job.folder("train")
     with Run.start(job.experiment, f"train {source.name}", root=job.runs, tracking_uri=job.tracking_uri,
                    tags={"tsgdn2.job": "train"}) as record:  # fmt: skip
         write_settings(job, folder)
         record_options(record, job)
         source.log(record)
-        names = source.channels if job.targets == "multivariate" else []
+        names = source.channels if job.targets == "multivariate" and kinds is None else []
         with screen.phase("training", total=job.model.epochs * job.model.batches) as phase:
-            fit = estimator(job.model, source.freq, job.prediction_length, phase, names=names)
+            fit = estimator(job.model, source.freq, job.prediction_length, phase, names=names, events=kinds)
             predictor = fit.train(entries)
         with screen.phase("saving"):
             home = folder / "predictor"
@@ -55,6 +56,8 @@ def run(job: Train) -> None:
             record.metrics({f"seconds/{name}": value for name, value in screen.seconds.items()})
     losses = [row["val_loss"] for row in history(predictor) if "val_loss" in row]
     best = f"best validation loss {min(losses):.4f}" if losses else "not validated"
+    if kinds is not None:
+        screen.say(f"{len(kinds.types):,} types of events, marks: {', '.join(kinds.marks) or 'none'}")
     screen.say(f"{len(entries)} series of {source.name}, step {source.freq}: {best}")
     screen.say(f"predictor: {home}")
 

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 
 from tsgdn2.pipelines.estimator import GDN2Estimator
+from tsgdn2.pipelines.event_source import Kinds
+from tsgdn2.pipelines.event_table import event_example
 from tsgdn2.pipelines.jobs import Job, ModelOptions
 from tsgdn2.pipelines.predictor import GDN2Predictor, facts
 from tsgdn2.pipelines.runs import Run
@@ -21,10 +23,13 @@ EXAMPLE_STEPS = 96
 
 
 def estimator(
-    model: ModelOptions, freq: str, prediction_length: int, phase: Phase, *, names: Sequence[str] = ()
-) -> GDN2Estimator:
-    """Build the estimator that the options describe; names are those of a multivariate target."""
+    model: ModelOptions, freq: str, prediction_length: int, phase: Phase, *, names: Sequence[str] = (),
+    events: Kinds | None = None,
+) -> GDN2Estimator:  # fmt: skip
+    """Build the estimator that the options describe; names: of a multivariate target. events: what events hold."""
     options = asdict(model)
+    if events is not None:
+        options |= {"event_types": events.types, "event_targets": events.targets, "event_marks": events.marks}
     epochs, batches, seconds = (options.pop(name) for name in ("epochs", "batches", "seconds"))
     trainer: dict[str, object] = {"max_epochs": epochs, "callbacks": [training_callback(phase)]}
     if seconds is not None:
@@ -59,6 +64,10 @@ def record_model(
 ) -> None:
     """Log the serialized predictor as a pyfunc model; its example is the first steps of the first entry."""
     entry = entries[0]
+    if predictor.config.event_types:
+        example = event_example(entry, predictor.config.event_marks, EXAMPLE_STEPS)
+        run.model(folder, example, freq=predictor.freq, registered_name=name)
+        return
     values = np.atleast_2d(np.asarray(entry["target"], np.float64))[:, :EXAMPLE_STEPS]
     target = pd.DataFrame(dict(zip(predictor.channels, values, strict=True)))
     start = cast(pd.Period, entry["start"])
