@@ -163,6 +163,8 @@ class Slab:
         Those that end at `last` do not depend on where the clock is: the reference forecast is the same in any case.
         """
         p = self.config.patch_length
+        if not self.config.step_covariates:
+            return np.zeros((len(slots), p, 0))
         at = clock[:, None] + np.arange(1 - p, 1)
         row, newest, last = slots[:, None], self.clock[slots][:, None], self.last[slots][:, None]
         held = (at <= newest) & (at > newest - 2 * p)

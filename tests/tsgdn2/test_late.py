@@ -61,7 +61,7 @@ def test_rows_permuted_within_the_watermark_leave_the_state_of_the_ordered_ones(
         statuses += disorder.feed(some, [row])
         if rng.random() < 0.15:  # a copy that is read again and again is the copy that is made anew
             kept = some.forecast("s", future=future).quantiles
-            some._route._ahead.forget(np.array([0]))
+            some._route._ahead._unseen.clear()
             np.testing.assert_array_equal(some.forecast("s", future=future).quantiles, kept)
     disorder.feed(ordered, rows)
     disorder.feed(plain, rows)
@@ -142,6 +142,21 @@ def test_a_row_without_a_value_releases_what_its_time_has_passed(disorder):
     assert online.observe("s", at(5), None).status == "missing"
     assert int(online._slab.last[0]) == at(1).value // disorder.hour
     assert online.forecast("s").times[0] == at(6).to_datetime64()
+
+
+def test_a_forecast_knows_of_a_row_that_was_applied_at_once(disorder):
+    sorting = disorder.predictor(options={"watermark": timedelta(hours=6), "late": "replay"})
+    plain = disorder.predictor()
+    rng = np.random.default_rng(3)
+    rows = {hours: rng.normal(size=3) for hours in range(30)}
+    last = [22, 10]  # one for the open patch of the slab, one for a closed one; both are behind the watermark
+    for hours in [hours for hours in rows if hours not in last] + last:
+        status = sorting.observe("s", at(hours), rows[hours]).status
+        sorting.forecast("s")
+    assert status == "replayed"
+    for hours, values in rows.items():
+        plain.observe("s", at(hours), values)
+    np.testing.assert_array_equal(sorting.forecast("s").quantiles, plain.forecast("s").quantiles)
 
 
 def test_statics_and_covariates_of_a_held_row_travel_with_it(disorder):

@@ -116,6 +116,34 @@ def test_covariates_of_a_gap_longer_than_the_reach_are_not_lost_in_a_later_repla
     assert disorder.state(online) == disorder.state(sequel)
 
 
+def test_the_log_is_trimmed_like_that_of_the_ordered_stream(disorder):
+    late, ordered = (replaying(disorder, checkpoints=3, every=1) for _ in range(2))
+    rows = [(step, np.full(3, float(step)), np.zeros(0)) for step in range(60)]
+    patch = [row for row in rows if 52 <= row[0] < 56]
+    disorder.feed(ordered, rows)
+    assert set(disorder.feed(late, [row for row in rows if row not in patch])) == {"new"}
+    assert set(disorder.feed(late, patch)) == {"replayed"}
+    held = [{**disorder.waiting(online), "counters": None} for online in (late, ordered)]
+    assert held[0] == held[1]
+    assert disorder.state(late) == disorder.state(ordered)
+
+
+def test_the_reference_forecast_does_not_depend_on_rows_without_a_value(disorder):
+    rng = np.random.default_rng(8)
+    rows = [(step, rng.normal(size=3), rng.normal(size=1)) for step in range(10)]
+    gap = [(step, np.full(3, np.nan), rng.normal(size=1)) for step in range(10, 40)]
+    closing = (41, rng.normal(size=3), rng.normal(size=1))
+    told, silent, late = (replaying(disorder, known=1) for _ in range(3))
+    disorder.feed(silent, rows)
+    forecast = silent.forecast("s", future=np.full((6, 1), 0.5)).quantiles  # 0.5: the mean of training
+    disorder.feed(silent, [closing])
+    np.testing.assert_array_equal(silent._slab.reference[0], forecast)
+    disorder.feed(told, [*rows, *gap, closing])
+    disorder.feed(late, [*rows, closing, *gap])
+    assert disorder.state(told)["stream.reference"] == disorder.state(silent)["stream.reference"]
+    assert disorder.state(told) == disorder.state(late)
+
+
 def test_evictions_that_wait_are_replaced_and_drained_ones_told_again(disorder):
     rng = np.random.default_rng(4)
     rows = [(step, rng.normal(size=3), np.zeros(0)) for step in range(120)]
