@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -54,7 +54,7 @@ PHASES: Mapping[str, object] = {"patch_length": 8, "context_length": 512}
 
 def run(job: Bench) -> None:
     """Run one benchmark and append its rows to <output>/<what>.jsonl; prints them."""
-    kinds = {
+    kinds: Mapping[str, Callable[[Bench], Iterable[Row]]] = {
         "etth1": etth1,
         "phases": phases,
         "endurance": endurance,
@@ -63,9 +63,9 @@ def run(job: Bench) -> None:
         "robustness": robustness,
         "events": events,
     }
-    rows = kinds[job.what](job)
-    append(job.output / f"{job.what}{'-quick' if job.quick else ''}.jsonl", *rows)
-    for one in rows:
+    file = job.output / f"{job.what}{'-quick' if job.quick else ''}.jsonl"
+    for one in kinds[job.what](job):
+        append(file, one)  # as soon as it is known: an hour's work is not lost with its last minute
         figures = ", ".join(
             f"{name} {value:.4g}" for name, value in one.values.items() if isinstance(value, int | float)
         )
@@ -143,19 +143,17 @@ def phases(settings: Bench) -> list[Row]:
     return rows
 
 
-def robustness(settings: Bench) -> list[Row]:
+def robustness(settings: Bench) -> Iterator[Row]:
     """Damaged histories at the ETTh1 benchmark's model settings, on all four sets."""
     return study(QUICK if settings.quick else Plan(), settings.seeds, ETTH1_SETTINGS, settings.output)
 
 
-def events(settings: Bench) -> list[Row]:
+def events(settings: Bench) -> Iterator[Row]:
     """Accuracy on the two sets of events, throughput into tokens and states, packed training."""
-    return [
-        *flight_rows(settings.seeds, quick=settings.quick),
-        *azure_rows(settings.seeds, quick=settings.quick),
-        *throughput_rows(quick=settings.quick),
-        *packed_rows(settings.seeds, quick=settings.quick),
-    ]
+    yield from throughput_rows(quick=settings.quick)
+    yield from packed_rows(settings.seeds, quick=settings.quick)
+    yield from azure_rows(settings.seeds, quick=settings.quick)
+    yield from flight_rows(settings.seeds, quick=settings.quick)
 
 
 def endurance(settings: Bench) -> list[Row]:

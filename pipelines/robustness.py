@@ -13,7 +13,7 @@ damage and all sets are done for the first seed; the others repeat what a claim 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -77,9 +77,8 @@ QUICK: Final = Plan(
 """Seconds instead of minutes; its figures mean nothing."""
 
 
-def study(plan: Plan, seeds: Sequence[int], model: Mapping[str, object], output: Path) -> list[Row]:
-    """Run the benchmark; `model` are arguments of GDN2Estimator. Writes figures into `output`, returns the rows."""
-    made = []
+def study(plan: Plan, seeds: Sequence[int], model: Mapping[str, object], output: Path) -> Iterator[Row]:
+    """Run the benchmark; `model`: arguments of GDN2Estimator. Figures go into `output`, rows come as they are made."""
     for number, seed in enumerate(seeds):
         for setting in plan.settings if number == 0 else plan.settings[:1]:
             claim, whole = setting is plan.settings[0], number == 0
@@ -90,7 +89,7 @@ def study(plan: Plan, seeds: Sequence[int], model: Mapping[str, object], output:
             points = curves([*models, *plain], setting, frame, kinds=plan.kinds[:1], shares=plan.shares, seed=seed)
             if whole:
                 points += curves(models, setting, frame, kinds=plan.kinds[1:], shares=plan.shares, seed=seed)
-            made += rows(points, setting, seed=seed)
+            yield from rows(points, setting, seed=seed)
             if not whole:
                 continue
             lines = [
@@ -101,9 +100,8 @@ def study(plan: Plan, seeds: Sequence[int], model: Mapping[str, object], output:
             _write(output / f"robustness-{setting.name}.png", damage_curves(setting.name, lines, unit))
             if claim:
                 found = _recovery(plan, setting, frame, models, seed)
-                made += found
+                yield from found
                 _write(output / f"recovery-{setting.name}.png", recovery_curves(found, plan.after))
-    return made
 
 
 def contenders(

@@ -227,8 +227,11 @@ def test_empty_missing_and_short_series_do_not_break_anything(predictor):
         train([odd[0]])
     with pytest.raises(SchemaError, match="infinite"):
         list(predictor.predict([{**odd[2], "target": np.array([1.0, np.inf])}]))
-    with pytest.raises(SchemaError, match=r"target.*target_channels"):
-        list(predictor.predict(waves(1, channels=2)))
+    assert next(iter(predictor.predict(waves(1, channels=2)))).forecast_array.shape[-1] == 2  # weights are shared
+    bound = train(waves(2, channels=2), target_channels=2, channels="joint")
+    for count in (1, 3):
+        with pytest.raises(SchemaError, match=r"target.*target_channels=2"):
+            list(bound.predict(waves(1, channels=count)))
 
 
 @pytest.mark.parametrize(

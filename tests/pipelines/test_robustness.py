@@ -65,7 +65,7 @@ PLAN = Plan(
 
 
 def test_a_study_judges_every_model_and_the_further_seeds_repeat_the_first_claim(tmp_path: Path):
-    made = study(PLAN, (3, 4), SMALL, tmp_path)
+    made = list(study(PLAN, (3, 4), SMALL, tmp_path))
     models = (OURS, FILLED, RIVAL, NAIVE)
     whole = (*models, PLAIN, PLAIN_FILLED, PLAIN_RIVAL)
     first = [one.what for one in made if one.seed == 3]
