@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from tsgdn2.audit import Eviction
-from tsgdn2.event_online import OnlineEvents
+from tsgdn2.events.online import OnlineEvents
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines import figures
 from tsgdn2.pipelines.accounts import Account, Clock, metrics

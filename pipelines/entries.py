@@ -22,8 +22,8 @@ import pandas as pd
 
 from tsgdn2.covariates import Covariates
 from tsgdn2.errors import ConfigError, SchemaError, TsgdnError
-from tsgdn2.event_history import EventSeries
-from tsgdn2.events import EventArrays, EventSchema
+from tsgdn2.events.history import EventSeries
+from tsgdn2.events.schema import EventArrays, EventSchema
 from tsgdn2.forecaster import ForecasterConfig
 from tsgdn2.scale import Bools, Floats
 from tsgdn2.standards import Standards

@@ -32,7 +32,7 @@ from tsgdn2.evaluation.holt_winters import HoltWinters
 from tsgdn2.evaluation.metrics import Judged, channel_key, evaluate, judge, pooled, scores
 from tsgdn2.evaluation.residuals import ResidualQuantiles
 from tsgdn2.evaluation.rows import Row, row
-from tsgdn2.event_online import OnlineEvents
+from tsgdn2.events.online import OnlineEvents
 from tsgdn2.pipelines.comparison import in_order
 from tsgdn2.pipelines.estimator import GDN2Estimator
 from tsgdn2.pipelines.event_source import ASKED, vocabulary

@@ -25,10 +25,10 @@ import torch
 from tsgdn2.datasets.event_sets import flights
 from tsgdn2.datasets.frame import STREAM, TIME
 from tsgdn2.evaluation.rows import Row, Timing, row, timing_quantiles
-from tsgdn2.event_history import EventSeries
-from tsgdn2.event_online import OnlineEvents
-from tsgdn2.event_patch import EventWindows
-from tsgdn2.event_timeline import EventTimelines
+from tsgdn2.events.history import EventSeries
+from tsgdn2.events.online import OnlineEvents
+from tsgdn2.events.patch import EventWindows
+from tsgdn2.events.timeline import EventTimelines
 from tsgdn2.forecaster import Forecaster, ForecasterConfig, Layout, QueryInputs
 from tsgdn2.pipelines.lightning_module import ForecastTraining
 from tsgdn2.pipelines.loader import Batch, assemble

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsgdn2.event_patch import EventWindows
-from tsgdn2.event_timeline import EventTimelines
+from tsgdn2.events.patch import EventWindows
+from tsgdn2.events.timeline import EventTimelines
 from tsgdn2.forecaster import ForecasterConfig, Layout, QueryInputs
 from tsgdn2.patch import Windows
 from tsgdn2.pipelines.packing import Lines, Run, pack, patch_clocks, run_of, streams_of

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tsgdn2.event_timeline import EventTimelines
+from tsgdn2.events.timeline import EventTimelines
 from tsgdn2.forecaster import ForecasterConfig
 from tsgdn2.pipelines.entries import RawSeries
 from tsgdn2.scale import Bools

@@ -16,7 +16,7 @@ import numpy as np
 
 from tsgdn2.datasets.frame import TIME
 from tsgdn2.errors import ConfigError
-from tsgdn2.event_online import OnlineEvents
+from tsgdn2.events.online import OnlineEvents
 from tsgdn2.pipelines.audit_report import log_audit, online_view, write_audit
 from tsgdn2.pipelines.event_source import open_data
 from tsgdn2.pipelines.jobs import Replay

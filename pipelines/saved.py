@@ -10,10 +10,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from tsgdn2 import event_online
 from tsgdn2.audit import AuditConfig
 from tsgdn2.errors import CheckpointError, ConfigError
-from tsgdn2.event_online import OnlineEvents
+from tsgdn2.events import online as event_online
+from tsgdn2.events.online import OnlineEvents
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.predictor import GDN2Predictor
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tsgdn2.events import EventArrays, mark_units
+from tsgdn2.events.schema import EventArrays, mark_units
 from tsgdn2.forecaster import ForecasterConfig
 from tsgdn2.pipelines.entries import RawSeries
 from tsgdn2.scale import Floats

@@ -24,7 +24,7 @@ from tsgdn2.audit import Eviction
 from tsgdn2.datasets.events import TYPE
 from tsgdn2.datasets.frame import STREAM, TIME
 from tsgdn2.errors import StreamError
-from tsgdn2.event_online import EventObservation, OnlineEvents
+from tsgdn2.events.online import EventObservation, OnlineEvents
 from tsgdn2.forecast import Forecast, to_polars
 from tsgdn2.online import Observation, OnlinePredictor
 

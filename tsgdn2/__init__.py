@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from tsgdn2.audit import AuditConfig
     from tsgdn2.errors import TsgdnError
-    from tsgdn2.event_online import NextEvent, OnlineEvents
+    from tsgdn2.events.online import NextEvent, OnlineEvents
     from tsgdn2.forecast import Forecast
     from tsgdn2.forecaster import Forecaster, ForecasterConfig
     from tsgdn2.online import Observation, OnlinePredictor
@@ -27,9 +27,9 @@ _HOME = {
     "ForecasterConfig": "tsgdn2.forecaster",
     "GDN2Estimator": "tsgdn2.pipelines.estimator",
     "GDN2Predictor": "tsgdn2.pipelines.predictor",
-    "NextEvent": "tsgdn2.event_online",
+    "NextEvent": "tsgdn2.events.online",
     "Observation": "tsgdn2.online",
-    "OnlineEvents": "tsgdn2.event_online",
+    "OnlineEvents": "tsgdn2.events.online",
     "OnlinePredictor": "tsgdn2.online",
     "TsgdnError": "tsgdn2.errors",
 }

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tsgdn2.block import Block
-from tsgdn2.event_patch import EventPatcher, EventWindows, WaitHead
+from tsgdn2.events.patch import EventPatcher, EventWindows, WaitHead
 from tsgdn2.forecaster_config import MIXERS, ForecasterConfig
 from tsgdn2.gdn2 import GDN2Mixer
 from tsgdn2.head import HorizonHead

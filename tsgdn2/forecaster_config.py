@@ -13,7 +13,7 @@ from typing import Any
 
 from tsgdn2 import clock
 from tsgdn2.errors import ConfigError
-from tsgdn2.events import EventSchema
+from tsgdn2.events.schema import EventSchema
 
 MIXERS = ("gdn2", "lstm", "none")
 MODES = ("independent", "joint", "attention")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tsgdn2.audit import OnlineAudit
-from tsgdn2.event_patch import EventWindows
+from tsgdn2.events.patch import EventWindows
 from tsgdn2.forecaster import Forecaster, QueryInputs, Reading
 from tsgdn2.patch import Windows
 from tsgdn2.scale import Bools, Floats

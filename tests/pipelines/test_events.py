@@ -17,7 +17,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from tsgdn2.errors import SchemaError, StreamError
-from tsgdn2.event_online import OnlineEvents
+from tsgdn2.events.online import OnlineEvents
 from tsgdn2.pipelines.cli import main
 from tsgdn2.pipelines.event_source import open_data
 from tsgdn2.pipelines.event_table import event_example, event_frame_entries

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsgdn2.errors import ConfigError, SchemaError, StreamError
-from tsgdn2.event_sums import EventSums, absorb, feature_count, observed_share, token_features
-from tsgdn2.events import ANY, EventSchema, mark_units, parse_target
+from tsgdn2.events.schema import ANY, EventSchema, mark_units, parse_target
+from tsgdn2.events.sums import EventSums, absorb, feature_count, observed_share, token_features
 from tsgdn2.scale import Moments, forgetting, update
 
 HOUR = 3_600_000_000_000

@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tsgdn2.event_history import NONE, EventHistories, EventSeries
-from tsgdn2.event_patch import NEVER, EventWindows, lagged, shown, step_of
-from tsgdn2.events import EventSchema, Ints
+from tsgdn2.events.history import NONE, EventHistories, EventSeries
+from tsgdn2.events.patch import NEVER, EventWindows, lagged, shown, step_of
+from tsgdn2.events.schema import EventSchema, Ints
 from tsgdn2.forecaster_config import ForecasterConfig
 from tsgdn2.patch import NEVER_SEEN
 from tsgdn2.scale import Bools, Floats

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tsgdn2.events import ANY, KINDS, EventArrays, EventSchema, Ints
+from tsgdn2.events.schema import ANY, KINDS, EventArrays, EventSchema, Ints
 from tsgdn2.scale import Bools, Floats, Moments
 
 BASIS = 3

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from tsgdn2.audit import OnlineAudit
-from tsgdn2.event_patch import EventWindows, lagged, shown, step_of
-from tsgdn2.event_slab import NONE, EventSlab
-from tsgdn2.event_sums import observed_share
+from tsgdn2.events.patch import EventWindows, lagged, shown, step_of
+from tsgdn2.events.slab import NONE, EventSlab
+from tsgdn2.events.sums import observed_share
 from tsgdn2.forecast import probability, surprise_bits
 from tsgdn2.forecaster import Forecaster
 from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of

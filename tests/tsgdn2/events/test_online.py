@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsgdn2 import event_ingest
 from tsgdn2.audit import AuditConfig
 from tsgdn2.covariates import Covariates
-from tsgdn2.event_history import EventSeries
-from tsgdn2.event_online import OnlineEvents
-from tsgdn2.event_patch import waits
-from tsgdn2.event_timeline import EventTimelines
+from tsgdn2.events import ingest
+from tsgdn2.events.history import EventSeries
+from tsgdn2.events.online import OnlineEvents
+from tsgdn2.events.patch import waits
+from tsgdn2.events.timeline import EventTimelines
 from tsgdn2.forecaster import Forecaster, ForecasterConfig, Layout, QueryInputs
 from tsgdn2.pipelines.packing import NONE, pack, run_of, streams_of
 from tsgdn2.sequence import Peers
@@ -171,7 +171,7 @@ def test_observe_many_equals_observe_bit_for_bit_whatever_else_is_in_the_frame(m
     frame = frame_of(rng, names, 25 * streams)
     many = online_of(forecaster, late="drop", audit=AuditConfig())
     with pytest.MonkeyPatch.context() as patch:  # how many reference forecasts are made together changes nothing
-        patch.setattr(event_ingest, "TOGETHER", int(rng.choice([1, 7, 256])))
+        patch.setattr(ingest, "TOGETHER", int(rng.choice([1, 7, 256])))
         out = pl.concat([many.observe_many(part) for part in frame.iter_slices(int(rng.choice([83, 1000])))])
     chosen = names[int(rng.integers(streams))]
     one = online_of(forecaster, late="drop", audit=AuditConfig())
@@ -206,7 +206,7 @@ def everything(online, stream):
 
 CONTINUE = """
 import sys, numpy as np
-from tsgdn2.event_online import OnlineEvents
+from tsgdn2.events.online import OnlineEvents
 online = OnlineEvents.load(sys.argv[1])
 rng = np.random.default_rng(9)
 rows = []

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from tsgdn2.event_history import EventSeries
-from tsgdn2.event_patch import NEVER, EventPatcher, EventWindows, WaitHead, phase, step_of, waits
-from tsgdn2.event_sums import EventSums
-from tsgdn2.event_timeline import EventTimelines
-from tsgdn2.events import EventSchema
+from tsgdn2.events.history import EventSeries
+from tsgdn2.events.patch import NEVER, EventPatcher, EventWindows, WaitHead, phase, step_of, waits
+from tsgdn2.events.schema import EventSchema
+from tsgdn2.events.sums import EventSums
+from tsgdn2.events.timeline import EventTimelines
 from tsgdn2.forecaster_config import ForecasterConfig
 
 HOUR = 3_600_000_000_000

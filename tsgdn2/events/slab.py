@@ -2,13 +2,13 @@
 
     ring slot of step s = s mod P (sums), s mod W (cells): the last steps up to `last`, the last step with an event
     closed steps live in `moments`; those of the open patch live in the rings alone, so its events come in any order
-    silent steps are never visited: the scaler passes over them in closed form (event_sums.absorb)
+    silent steps are never visited: the scaler passes over them in closed form (sums.absorb)
 
 With number windows events come in order, the open span is one step, and `pending` sums the events since the commit.
 
 | array | shape | what |
 |---|---|---|
-| sums, cells | [S, P, F], [S, W, C, 3] | rings of what tsgdn2/event_sums.py adds up per step |
+| sums, cells | [S, P, F], [S, W, C, 3] | rings of what tsgdn2/events/sums.py adds up per step |
 | pending, opened | [S, F] or [S, 0], [S] | the same for the events since the last commit, and their number |
 | known | [S, P, F] | ring of standardised covariates of the steps that had events |
 | count, mean, m2, prior | [S, C] | scaler after step `absorbed`, and its prior deviation |
@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tsgdn2.event_sums import EventSums, absorb
-from tsgdn2.events import EventArrays, EventSchema
+from tsgdn2.events.schema import EventArrays, EventSchema
+from tsgdn2.events.sums import EventSums, absorb
 from tsgdn2.forecaster import Forecaster
 from tsgdn2.patch import NEVER_SEEN
 from tsgdn2.scale import Bools, Floats, Moments

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tsgdn2.errors import LateDataError, StreamError
-from tsgdn2.event_engine import Closing, EventEngine
-from tsgdn2.event_slab import NONE, EventSlab
-from tsgdn2.events import EventArrays, Ints
+from tsgdn2.events.engine import Closing, EventEngine
+from tsgdn2.events.schema import EventArrays, Ints
+from tsgdn2.events.slab import NONE, EventSlab
 from tsgdn2.ingest import waves_of
 from tsgdn2.scale import Bools, Floats
 

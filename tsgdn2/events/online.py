@@ -26,11 +26,11 @@ from tsgdn2.clock import Time
 from tsgdn2.covariates import Covariates
 from tsgdn2.engine import audit_of
 from tsgdn2.errors import CheckpointError, ConfigError, StreamError, UnknownStreamError
-from tsgdn2.event_engine import Answer, EventEngine
-from tsgdn2.event_ingest import STATUS, EventIngest
-from tsgdn2.event_intake import EventIntake, Gap, Marks, gap_ns
-from tsgdn2.event_patch import step_of, waits
-from tsgdn2.event_slab import COUNTERS, EventSlab
+from tsgdn2.events.engine import Answer, EventEngine
+from tsgdn2.events.ingest import STATUS, EventIngest
+from tsgdn2.events.intake import EventIntake, Gap, Marks, gap_ns
+from tsgdn2.events.patch import step_of, waits
+from tsgdn2.events.slab import COUNTERS, EventSlab
 from tsgdn2.forecast import Forecast, to_polars
 from tsgdn2.forecaster import Forecaster, ForecasterConfig
 from tsgdn2.online import Late, Trained, _audit_config

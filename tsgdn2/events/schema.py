@@ -1,6 +1,6 @@
 """What an event is: a moment, a type of a vocabulary, marks; and what a model of events aims at, in a small grammar.
 
-It checks and numbers; what is summed over events is in tsgdn2/event_sums.py. An event may lack its type or any mark,
+It checks and numbers; what is summed over events is in tsgdn2/events/sums.py. An event may lack its type or any mark,
 never its moment. Equal moments are distinct events.
 
     targets:  count | count[type] | kind(mark) | kind(mark)[type]        kind: sum, mean, min, max

@@ -6,7 +6,7 @@ Any moment can be asked: the complete steps before it are rows of dense arrays, 
     statistics of a row: after the values of that step, silent steps included as zeros
 
 A history begins with the step of its first event and ends before `end`; silence in between is a fact. A history of 1e8
-steps is refused, however few its events are; a stream passes over such a gap (tsgdn2/event_slab.py).
+steps is refused, however few its events are; a stream passes over such a gap (tsgdn2/events/slab.py).
 
 S streams, R rows, E events, C targets, F sums per step, N.. any leading shape.
 """
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tsgdn2.errors import SchemaError
-from tsgdn2.event_patch import step_of
-from tsgdn2.event_sums import EventSums
-from tsgdn2.events import EventArrays, EventSchema, Ints
+from tsgdn2.events.patch import step_of
+from tsgdn2.events.schema import EventArrays, EventSchema, Ints
+from tsgdn2.events.sums import EventSums
 from tsgdn2.scale import Bools, Floats, forgetting, scale_of, scan
 
 MOST_STEPS = 10**8

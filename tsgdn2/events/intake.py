@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from tsgdn2.clock import Time, stamps_to_ns, to_ns
 from tsgdn2.errors import ConfigError, SchemaError, StreamError
-from tsgdn2.events import EventArrays, EventSchema, Ints
+from tsgdn2.events.schema import EventArrays, EventSchema, Ints
 from tsgdn2.forecaster_config import ForecasterConfig
 from tsgdn2.intake import check_stream, numbers
 from tsgdn2.scale import Floats

@@ -12,7 +12,7 @@ anywhere, and its horizon starts with step c + 1. A window without an event must
 |---|---|---|---|
 | values, seen, mean, scale, since, known | as in tsgdn2/patch.py, C targets as the channels | [.., P, C] .. | |
 | clock | tau | [..] | int64 ns |
-| sums | event_sums.py, of the P steps, and with number windows of the events since the last commit | [.., R, F] | |
+| sums | sums.py, of the P steps, and with number windows of the events since the last commit | [.., R, F] | |
 | idle | tau - moment of the newest event before it; NEVER periods without one | [..] | periods, >= 0 |
 """
 
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tsgdn2.bridge import bridged
-from tsgdn2.event_sums import feature_count, observed_share, token_features
+from tsgdn2.events.sums import feature_count, observed_share, token_features
 from tsgdn2.patch import NEVER_SEEN, Kind, SensorPatcher, Tokens, Windows
 from tsgdn2.scale import Bools, Floats
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from tsgdn2.bridge import bridged
 from tsgdn2.errors import SchemaError
-from tsgdn2.event_history import MOST_STEPS, EventSeries
-from tsgdn2.event_patch import NEVER
-from tsgdn2.event_sums import EventSums
-from tsgdn2.event_timeline import EventTimelines
-from tsgdn2.events import EventSchema
+from tsgdn2.events.history import MOST_STEPS, EventSeries
+from tsgdn2.events.patch import NEVER
+from tsgdn2.events.schema import EventSchema
+from tsgdn2.events.sums import EventSums
+from tsgdn2.events.timeline import EventTimelines
 from tsgdn2.forecaster_config import ForecasterConfig
 from tsgdn2.patch import NEVER_SEEN
 from tsgdn2.scale import Moments, forgetting, scale_of, update

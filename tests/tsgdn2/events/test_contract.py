@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tsgdn2.errors import CheckpointError, ConfigError, LateDataError, SchemaError, StreamError, UnknownStreamError
-from tsgdn2.event_online import OnlineEvents
+from tsgdn2.events.online import OnlineEvents
 from tsgdn2.forecaster import Forecaster, ForecasterConfig
 from tsgdn2.standards import Standards
 
