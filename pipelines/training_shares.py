@@ -26,12 +26,12 @@ from torch.autograd.profiler import record_function
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from tsgdn2 import gdn2
 from tsgdn2.block import Block, SwiGLU
 from tsgdn2.evaluation.backtest import NYC_WEATHER
 from tsgdn2.evaluation.rows import Row, Timing, row, timing_quantiles
 from tsgdn2.forecaster import Forecaster
 from tsgdn2.head import HorizonHead
+from tsgdn2.mixers import gdn2
 from tsgdn2.norm import RMSNorm
 from tsgdn2.patch import SensorPatcher
 from tsgdn2.pipelines.jobs import QUICKSTART_MODEL, Bench, DataOptions, ModelOptions

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tsgdn2.across import ChannelAttention
-from tsgdn2.gdn2 import GDN2Mixer
-from tsgdn2.mixer import Commits, Mixer, MixerState, Queries
+from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
+from tsgdn2.mixers.gdn2 import GDN2Mixer
 from tsgdn2.norm import RMSNorm
 from tsgdn2.sequence import Peers
 

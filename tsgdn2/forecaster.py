@@ -22,9 +22,9 @@ from torch.nn import functional as F  # noqa: N812
 from tsgdn2.block import Block
 from tsgdn2.events.patch import EventPatcher, EventWindows, WaitHead
 from tsgdn2.forecaster_config import MIXERS, ForecasterConfig
-from tsgdn2.gdn2 import GDN2Mixer
 from tsgdn2.head import HorizonHead
-from tsgdn2.mixer import Commits, LSTMMixer, Mixer, NoMixer, Queries
+from tsgdn2.mixers.contract import Commits, Queries
+from tsgdn2.mixers.registry import make_mixer
 from tsgdn2.norm import RMSNorm
 from tsgdn2.patch import SensorPatcher, Windows
 from tsgdn2.scale import Floats
@@ -71,7 +71,8 @@ class Forecaster(nn.Module):
         self.patcher = _patcher(config, static)
         self.wait = WaitHead(config.width, config.quantiles) if config.event_types else None
         self.blocks = nn.ModuleList(
-            Block(config.width, config.mlp, _mixer(config), config.dropout, config.across) for _ in range(config.layers)
+            Block(config.width, config.mlp, make_mixer(config), config.dropout, config.across)
+            for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.head = HorizonHead(
@@ -244,21 +245,6 @@ def with_channels(forecaster: Forecaster, channels: int) -> Forecaster:
     twin = Forecaster(replace(forecaster.config, channels=channels)).to(forecaster.dtype)
     twin.load_state_dict(forecaster.state_dict(), assign=True)
     return twin
-
-
-def _mixer(config: ForecasterConfig) -> Mixer:
-    if config.mixer == "gdn2":
-        return GDN2Mixer(
-            config.width,
-            heads=config.heads,
-            key_dim=config.key_dim,
-            value_dim=config.value_dim,
-            norm_max=config.norm_max,
-            decay_from=config.decay_from,
-        )
-    if config.mixer == "lstm":
-        return LSTMMixer(config.width, config.heads * config.value_dim)
-    return NoMixer(config.width)
 
 
 def _patcher(config: ForecasterConfig, static: int) -> SensorPatcher | EventPatcher:

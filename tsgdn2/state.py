@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tsgdn2.mixer import MixerState
+from tsgdn2.mixers.contract import MixerState
 
 STATE_SCHEMA = 1
 

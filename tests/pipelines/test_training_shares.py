@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tsgdn2 import gdn2
+from tsgdn2.mixers import gdn2
 from tsgdn2.norm import RMSNorm
 from tsgdn2.pipelines.jobs import QUICKSTART_MODEL
 from tsgdn2.pipelines.loader import WindowSampler

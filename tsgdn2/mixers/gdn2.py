@@ -27,7 +27,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tsgdn2.adjoints import rms_norm, short_conv, unit
 from tsgdn2.kernels.ops import gdn2_scan, gdn2_step
-from tsgdn2.mixer import Commits, Mixer, MixerState, Queries
+from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
 from tsgdn2.sequence import BOUND_EVERY, TAPS, Plan, Sequences, WholePlan
 
 __all__ = ["BOUND_EVERY", "GDN2Mixer", "bound_factor"]

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsgdn2.gdn2 import BOUND_EVERY, GDN2Mixer, bound_factor
-from tsgdn2.mixer import Commits, LSTMMixer, NoMixer, Queries
+from tsgdn2.mixers.contract import Commits, Queries
+from tsgdn2.mixers.gdn2 import BOUND_EVERY, GDN2Mixer, bound_factor
+from tsgdn2.mixers.lstm import LSTMMixer
+from tsgdn2.mixers.none import NoMixer
 from tsgdn2.sequence import Sequences
 
 D = 12

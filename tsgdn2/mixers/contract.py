@@ -1,0 +1,62 @@
+"""What a sequence mixer is: tokens in, tokens out, with its whole memory in an explicit state.
+
+Every mixer has `forward` (a window of packed sequences), `step` (one commit token) and `read` (one query token) side by
+side; one property test holds them equal. A query reads and never writes, so `read` returns no state.
+
+B sequences, N commits and M queries of all of them end to end, D width. A state is a flat dict of tensors, batch first,
+so that a slab of streams, a checkpoint and a test need no knowledge of the mixer.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from tsgdn2.sequence import Peers, Sequences
+
+MixerState = dict[str, Tensor]
+
+
+class Commits(NamedTuple):
+    """Commit tokens of packed sequences: x [N,D], observed [N], elapsed [N] patches; `at` says which are whose."""
+
+    x: Tensor
+    observed: Tensor
+    elapsed: Tensor
+    at: Sequences
+    peers: Peers | None = None
+    """Commits of the same moment, for attention across channels."""
+
+
+class Queries(NamedTuple):
+    """Queries of the same sequences: x [M,D], elapsed [M] patches since the commit before; Commits.at places them."""
+
+    x: Tensor
+    elapsed: Tensor
+    peers: Peers | None = None
+
+
+class Mixer(nn.Module, ABC):
+    """One memory behind three verbs; see the module's docstring."""
+
+    @abstractmethod
+    def initial_state(self, batch: int) -> MixerState:
+        """State of `batch` sequences that have seen nothing, in the module's dtype and device."""
+
+    @abstractmethod
+    def forward(
+        self, commits: Commits, queries: Queries | None, state: MixerState, *, commit_output: bool
+    ) -> tuple[Tensor | None, Tensor | None, MixerState]:
+        """Mix a window. Returns commit outputs [N,D] (None unless asked), query outputs [M,D] and the state after."""
+
+    @abstractmethod
+    def step(
+        self, x: Tensor, observed: Tensor, elapsed: Tensor, count: Tensor, state: MixerState
+    ) -> tuple[Tensor, MixerState]:
+        """Commit one token per row: x [B,D], observed, elapsed [B], count [B] commits before. Returns (y, state)."""
+
+    @abstractmethod
+    def read(self, x: Tensor, elapsed: Tensor, state: MixerState) -> Tensor:
+        """Answer one query per row, x [B,D], elapsed [B] patches since the last commit; the state stays as it is."""
