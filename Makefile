@@ -1,6 +1,8 @@
 # Each target stands alone: on a machine with Python 3.11 or newer and make, it first builds .venv from the pins.
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Test processes: one per core, at most eight, since each imports torch. `make test JOBS=0` runs them in this one.
+JOBS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
 QUICKSTART_ARGS ?=
 
 VENV := .venv
@@ -66,7 +68,7 @@ quickstart: $(NATIVE)  ## train, backtest, stream and audit on the New York weat
 	@$(BIN)/tsgdn2 quickstart $(QUICKSTART_ARGS)
 
 test: $(NATIVE)  ## run every test
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --numprocesses=$(JOBS) $(PYTEST_ARGS)
 
 test-without-compiler: $(READY)  ## install where no compiler is on PATH, and test that install on the torch path
 	@rm -rf $(PLAIN) && mkdir -p $(PLAIN)/empty
@@ -76,7 +78,8 @@ test-without-compiler: $(READY)  ## install where no compiler is on PATH, and te
 		--quiet --no-deps --no-build-isolation --target $(PLAIN)/site $(PLAIN)/*.tar.gz
 	@test -e $(PLAIN)/site/tsgdn2/$(dir $(LIBRARY))library.py && test ! -e $(PLAIN)/site/tsgdn2/$(LIBRARY)
 	@env -u CC -u CXX PATH=$(CURDIR)/$(PLAIN)/empty PYTHONPATH=$(CURDIR)/$(PLAIN)/site PYTHONSAFEPATH=1 OMP_NUM_THREADS=1 \
-		$(abspath $(BIN))/python -m pytest -q -p no:cacheprovider $(PLAIN_TESTS) $(PYTEST_ARGS)
+		$(abspath $(BIN))/python -m pytest -q --numprocesses=$(JOBS) -p no:cacheprovider $(PLAIN_TESTS) \
+		$(PYTEST_ARGS)
 
 ifneq ($(shell command -v $(CXX) 2>/dev/null),)
 test-sanitized: sanitized-best sanitized-baseline  ## run the native tests under address and behaviour sanitizers

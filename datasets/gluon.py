@@ -7,9 +7,11 @@
             feat_static_real   [S], feat_static_cat [S], when given
 
     events  target             [C, T], one row per target of `events.windows`, always two axes
+            event_targets      [C] what each row is, in the grammar of events.py; a polars expression as it prints
             event_time         [E] int64 nanoseconds since 1970, UTC, ascending
             event_type         [E] text, None is missing
             event_marks        [E, M] float64, NaN is missing
+            event_mark_names   [M] what the columns of event_marks are called; a model takes them by name
 
 GluonTS cuts targets and dynamic features and hands every other field on as it is. So each piece of an entry, cut for
 training or for a test, has ALL events: those after the end of its target are the future, and a model must not look at
@@ -132,9 +134,11 @@ def event_entries(
                 "item_id": str(stream),
                 "start": pd.Period(pd.Timestamp(first), freq=pandas_freq(every)),
                 "target": _numbers(part, list(targets)),
+                "event_targets": [t if isinstance(t, str) else " ".join(str(t).split()) for t in targets.values()],
                 "event_time": when[inside].copy(),
                 "event_type": its[happenings.TYPE][inside].to_numpy().astype(object),
                 "event_marks": _numbers(its[inside], carried).T.copy(),
+                "event_mark_names": list(carried),
             }
         )
     return out

@@ -20,7 +20,7 @@ from pathlib import Path
 from tsgdn2.errors import ConfigError, DataError
 
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("tsgdn2", "torch", "triton", "numpy", "gluonts", "polars", "lightning")
+PACKAGES = ("tsgdn2", "torch", "triton", "numpy", "gluonts", "polars", "lightning", "river")
 TIMING_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 Value = str | int | float | bool | None

@@ -57,16 +57,39 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "of conv": "CRPS conv", "CRPS pooled": "CRPS", "count / best baseline": "CRPS count / best baseline",
         "mean delay / best": "CRPS mean(dep_delay) / best baseline", "code / best": "CRPS code / best baseline",
         "conv / best": "CRPS conv / best baseline", "pooled / best": "CRPS / best baseline",
+        "CRPS of the wait": "CRPS wait", "wait / best baseline": "CRPS wait / best baseline",
         "coverage of 80 %": "coverage", "streamed - batch": "streamed_minus_batch",
         "events a second": "events_per_second", "events a processor second": "events_per_processor_second",
         "padded / packed": "padded_over_packed", "in processor time": "padded_over_packed_processor",
         "commits padded alone": "padded_commits_over_packed", "tokens, padded / packed": "tokens_ratio",
         "difference of the losses": "loss_difference",
     },
+    "nab": {
+        "standard": "standard", "reward low FP": "reward low FP", "reward low FN": "reward low FN",
+        "windows found": "windows_found", "false alarms": "false_alarms",
+    },
+    "calibration": {
+        "coverage": "coverage", "split": "split coverage", "model": "model coverage", "width / split's": "width ratio",
+        "score / split's": "score ratio", "a day, 5 %": "rolling low", "95 %": "rolling high",
+        "split's 5 %": "split rolling low", "95 % of it": "split rolling high", "repeats": "repeats",
+    },
+    "calibration_all": {
+        "coverage": "coverage", "farthest from 80 %": "worst off", "split's": "worst split off",
+        "within 2 points": "streams within 2 points", "width / split's, mean": "width ratio",
+        "geometric": "width ratio, geometric", "widest": "worst width ratio", "within 1.2": "streams within 1.2",
+        "score / split's": "score ratio", "leads 9 - 16": "coverage block 2", "17 - 24": "coverage block 3",
+    },
+    "serving": {
+        "update, µs": "update_us", "mean": "update_mean_us", "processor": "update_cpu_us",
+        "forecast, µs": "forecast_us", "processor, mean": "forecast_cpu_us", "bytes a stream": "bytes",
+    },
 }  # fmt: skip
-UNSEEDED = frozenset({"scan_cpu"})
+UNSEEDED = frozenset({"scan_cpu", "serving"})
 """Tables whose figures depend on no seed: without the columns of seeds and processor seconds."""
-FILES = {"robustness_relative": "robustness", "robustness_mase": "robustness", "recovery": "robustness"}
+FILES = {
+    "robustness_relative": "robustness", "robustness_mase": "robustness", "recovery": "robustness",
+    "calibration_all": "calibration",
+}  # fmt: skip
 """Tables made from the rows of another file than the one that bears their name."""
 PAGES = ("README.md", "kernels/README.md", "evaluation/README.md")
 _MARKED = re.compile(r"(<!-- table: (\w+)(?: of ([^>]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)

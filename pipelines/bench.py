@@ -7,6 +7,9 @@
     memory     ETTm1 streamed from its first row against restarts from 512 rows before each window
     events     flights and request traces streamed event by event (event_bench.py), their speed (event_speed.py)
     robustness CRPS against the share of missing cells on four sets, recovery after an outage (robustness.py)
+    nab        anomaly scores of telemetry by the rules of the Numenta Anomaly Benchmark (nab_bench.py)
+    calibration coverage and width of adaptive intervals on the same streams (calibration.py)
+    serving    one update and one forecast against rivals, by age and number of streams (serving.py)
 
 Every row states seed, processor seconds and versions; losing rows stay in the file.
 """
@@ -32,12 +35,15 @@ from tsgdn2.evaluation.metrics import Predicts
 from tsgdn2.evaluation.ridge import RidgeLags
 from tsgdn2.evaluation.rows import Row, append, row
 from tsgdn2.online import OnlinePredictor
+from tsgdn2.pipelines.calibration import calibration_rows
 from tsgdn2.pipelines.estimator import GDN2Estimator
 from tsgdn2.pipelines.event_bench import azure_rows, flight_rows
 from tsgdn2.pipelines.event_speed import packed_rows, throughput_rows
 from tsgdn2.pipelines.jobs import Bench
+from tsgdn2.pipelines.nab_bench import nab_rows
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.robustness import QUICK, Plan, study
+from tsgdn2.pipelines.serving import serving_rows
 from tsgdn2.pipelines.training_shares import rows as training
 from tsgdn2.scale import Floats
 
@@ -62,6 +68,9 @@ def run(job: Bench) -> None:
         "training": training,
         "robustness": robustness,
         "events": events,
+        "nab": lambda own: nab_rows(own.seeds, quick=own.quick),
+        "calibration": lambda own: calibration_rows(own.seeds, quick=own.quick),
+        "serving": lambda own: serving_rows(own.seeds[0], quick=own.quick),
     }
     file = job.output / f"{job.what}{'-quick' if job.quick else ''}.jsonl"
     for one in kinds[job.what](job):

@@ -4,9 +4,14 @@
     step = start.ordinal            for a calendar frequency (months, quarters, business days): period_ns = 0
 
 An entry is {start: pandas.Period, target [T] or [C, T], item_id, feat_dynamic_real [F, T(+H)], feat_dynamic_cat
-[G, T(+H)], past_feat_dynamic_real [U, T], feat_static_real [R], feat_static_cat [K]}; missing is NaN. One of events has
-event_time [E] (int64 ns, in order), event_type [E] and event_marks [E, M] beside a target that says how long it is;
-later events are not looked at.
+[G, T(+H)], past_feat_dynamic_real [U, T], feat_static_real [R], feat_static_cat [K]}; missing is NaN. A field that the
+model reads has the model's width, nothing of it is cut or cast; one that it does not read is not looked at.
+
+An entry of events has event_time [E] (int64 ns, in order), event_type [E] and event_marks [E, M] beside a target that
+says how long it is; later events are not looked at. event_mark_names [M] says what the marks are, and they are taken by
+name; event_targets [C] says in the grammar of datasets/events.py what the target is, and must be what the model
+forecasts, in its order. An entry made by hand without them is taken at its word: marks in the order of the model and as
+many, a target that is what the model forecasts.
 """
 
 from __future__ import annotations
@@ -15,16 +20,18 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from itertools import zip_longest
+from typing import TypeAlias, cast
 
 import numpy as np
 import pandas as pd
 
-from tsgdn2.covariates import Covariates
+from tsgdn2.covariates import Covariates, wrong_categories
 from tsgdn2.errors import ConfigError, SchemaError, TsgdnError
 from tsgdn2.events.history import EventSeries
 from tsgdn2.events.schema import EventArrays, EventSchema
 from tsgdn2.forecaster import ForecasterConfig
+from tsgdn2.intake import LARGEST
 from tsgdn2.scale import Bools, Floats
 from tsgdn2.standards import Standards
 from tsgdn2.timeline import Ints, Series
@@ -126,7 +133,8 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
         raise SchemaError(f"start: item {item!r} must start with a pandas.Period, got {type(start).__name__}")
     if period_ns(start.freqstr) != config.period_ns:
         raise SchemaError(f"start: item {item!r} has steps of {start.freqstr!r}, the model another; resample it")
-    target = np.asarray(entry["target"], np.float64)
+    _check_targets(entry, config.event_targets, item)
+    target = _numbers(entry["target"], "target", item)
     flat = target.ndim == 1
     target = target[None] if flat else target
     if target.ndim != 2 or 0 in target.shape or (config.bound and target.shape[0] != config.channels):
@@ -135,21 +143,30 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
             f"target: item {item!r} has shape {np.asarray(entry['target']).shape}, the model takes {wanted}; expected "
             f"[T] for 1, else [{config.channels if config.bound else 'C'}, T], T >= 1"
         )
+    if (np.abs(target) > LARGEST).any():
+        raise SchemaError(f"target: item {item!r} holds {float(target[np.abs(target) > LARGEST][0])!r}, an infinite or "
+                          f"absurd value; finite numbers up to {LARGEST:g} and NaN (missing) are allowed")  # fmt: skip
     length = target.shape[1]
     whole = length + config.prediction_length
     need = whole if horizon else length
     reals = _dynamic(entry, "feat_dynamic_real", config.known, need, whole, item)
     codes = _dynamic(entry, "feat_dynamic_cat", len(config.known_cardinalities), need, whole, item)
+    _check_known(reals, codes, config.known_cardinalities, item)
     steps = min(len(reals), len(codes))
     past = np.full((steps, config.past), np.nan)
     past[:length] = _dynamic(entry, "past_feat_dynamic_real", config.past, length, length, item)
-    real = np.asarray(entry.get("feat_static_real", ()), np.float64).reshape(-1)[: config.static_real]
-    if len(real) != config.static_real:
-        raise SchemaError(f"feat_static_real: item {item!r} needs {config.static_real} values, got {real}")
-    sizes = np.array(config.static_cardinalities, np.int64)
-    categories = np.asarray(entry.get("feat_static_cat", ()), np.int64).reshape(-1)[: len(sizes)]
-    if len(categories) != len(sizes) or (categories < 0).any() or (categories >= sizes).any():
-        raise SchemaError(f"feat_static_cat: item {item!r} needs integers below {sizes}, got {categories}")
+    if np.isinf(past).any():
+        raise SchemaError(f"past_feat_dynamic_real: item {item!r} holds an infinite value; only finite numbers and NaN "
+                          "(missing) are allowed, clean the source")  # fmt: skip
+    real = _static(entry, "feat_static_real", config.static_real, item)
+    if not np.isfinite(real).all():
+        raise SchemaError(f"feat_static_real: item {item!r} needs finite numbers, got {real.tolist()}; fill what is "
+                          "missing, or train without it")  # fmt: skip
+    sizes = config.static_cardinalities
+    categories = _static(entry, "feat_static_cat", len(sizes), item)
+    if wrong_categories(categories, sizes).any():
+        raise SchemaError(f"feat_static_cat: item {item!r} needs integers from 0 to below {list(sizes)}, got "
+                          f"{categories.tolist()}; map what training did not know to a value that it did")  # fmt: skip
     step = absolute_step(start, config.period_ns)
     events = None
     if config.event_types:
@@ -164,7 +181,7 @@ def read_entry(entry: Entry, config: ForecasterConfig, index: int, *, horizon: b
         np.hstack([reals[:steps], codes[:steps]]),
         past,
         real,
-        categories,
+        categories.astype(np.int64),
         flat,
         events=events,
     )
@@ -174,13 +191,79 @@ def _dynamic(entry: Entry, name: str, width: int, need: int, most: int, item: st
     """A field [width, T or longer] of an entry as [T, width], `need` to `most` steps long."""
     if not width:
         return np.zeros((most, 0))
-    raw = np.asarray(entry.get(name, np.zeros((0, 0))), np.float64)
+    raw = _numbers(entry.get(name, np.zeros((0, 0))), name, item)
     if raw.ndim != 2 or raw.shape[0] != width or raw.shape[1] < need:
         raise SchemaError(
             f"{name}: item {item!r} needs [{width}, {need}] or longer (what is known must reach over the horizon of a "
             f"forecast), got {raw.shape}"
         )
     return raw.T[:most]
+
+
+def _static(entry: Entry, name: str, width: int, item: str) -> Floats:
+    """A static field of an entry as [width]; one that the model does not read is not looked at."""
+    if not width:
+        return np.zeros(0)
+    raw = _numbers(entry.get(name, ()), name, item).reshape(-1)
+    if len(raw) != width:
+        raise SchemaError(f"{name}: item {item!r} needs {width} values, got {raw.tolist()}; give what training had")
+    return raw
+
+
+def _numbers(given: object, name: str, item: str) -> Floats:
+    try:
+        return np.asarray(given, np.float64)
+    except (ValueError, TypeError):
+        raise SchemaError(f"{name}: item {item!r} must hold numbers in a regular shape, got {given!r}") from None
+
+
+def _check_known(reals: Floats, codes: Floats, sizes: Sequence[int], item: str) -> None:
+    """What is known of every step is there: finite reals [T, F], categories [T, G] that training knew."""
+    if not np.isfinite(reals).all():
+        bad = float(reals[~np.isfinite(reals)][0])
+        raise SchemaError(f"feat_dynamic_real: item {item!r} must be finite, got {bad}; a known covariate is known, "
+                          "fill it, or train without it")  # fmt: skip
+    for i, size in enumerate(sizes):
+        wrong = ~np.isin(codes[:, i], np.arange(size))
+        if wrong.any():
+            bad = float(codes[wrong, i][0])
+            raise SchemaError(f"feat_dynamic_cat: item {item!r} must hold integers from 0 to {size - 1} in row {i}, "
+                              f"got {bad:g}; map what training did not know to a value that it did")  # fmt: skip
+
+
+def _check_targets(entry: Entry, wanted: Sequence[str], item: str) -> None:
+    """The target of an entry of events is what the model forecasts, as far as the entry says what it is."""
+    if not wanted or "event_targets" not in entry:
+        return
+    given = [str(target) for target in cast(Sequence[object], entry["event_targets"])]
+    if given != list(wanted):
+        odd = next((a for a, b in zip_longest(given, wanted) if a != b), None)
+        lacks = "lacks the last target" if odd is None else f"has the target {odd!r} where the model has another"
+        raise SchemaError(f"event_targets: item {item!r} {lacks}; it was made with {given}, the model forecasts "
+                          f"{list(wanted)}; make entries with these targets in this order")  # fmt: skip
+
+
+def marks_of(entry: Entry, names: Sequence[str], count: int, item: str) -> Floats:
+    """Marks [E, M] of an entry in the order of the model, found by name where the entry has names."""
+    if not names:
+        return np.zeros((count, 0))
+    marks = _numbers(entry.get("event_marks", np.zeros((count, 0))), "event_marks", item)
+    if marks.ndim != 2 or len(marks) != count:
+        raise SchemaError(f"event_marks: item {item!r} needs [{count}, M], a row for each event, got {marks.shape}")
+    if "event_mark_names" not in entry:
+        if marks.shape[1] != len(names):
+            raise SchemaError(f"event_marks: item {item!r} has {marks.shape[1]} columns without names, the model reads "
+                              f"{list(names)}; say what they are in event_mark_names, or give these alone")  # fmt: skip
+        return marks
+    given = [str(name) for name in cast(Sequence[object], entry["event_mark_names"])]
+    if len(given) != marks.shape[1] or len(set(given)) != len(given):
+        raise SchemaError(f"event_marks: item {item!r} has {marks.shape[1]} columns, so event_mark_names needs "
+                          f"{marks.shape[1]} names that differ, got {given}")  # fmt: skip
+    absent = [name for name in names if name not in given]
+    if absent:
+        raise SchemaError(f"event_marks: item {item!r} carries {given}, the model reads {list(names)}; make entries "
+                          f"that carry {absent} too")  # fmt: skip
+    return marks[:, [given.index(name) for name in names]]
 
 
 def _events(entry: Entry, schema: EventSchema, item: str, begin: int, end: int) -> EventArrays:
@@ -192,9 +275,9 @@ def _events(entry: Entry, schema: EventSchema, item: str, begin: int, end: int) 
         )
     time = np.asarray(entry["event_time"], np.int64)
     types: Sequence[str | None] = list(np.asarray(entry["event_type"], object))
-    marks = np.asarray(entry.get("event_marks", np.zeros((len(time), 0))), np.float64)
+    marks = marks_of(entry, schema.marks, len(time), item)
     inside = slice(*np.searchsorted(time, (begin, end)).tolist())
     try:
-        return schema.arrays(time[inside], types[inside], marks[inside][:, : len(schema.marks)])
+        return schema.arrays(time[inside], types[inside], marks[inside])
     except TsgdnError as error:
         raise type(error)(f"{error} (item {item!r})") from None

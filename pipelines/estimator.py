@@ -81,6 +81,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
         mlp: int = 128,
         dropout: float = 0.0,
         mixer: str = "gdn2",
+        attention_every: int = 0,
+        attention_window: int = 64,
         decay_from: str = "previous",
         half_life: float | None = None,
         lag_skip: int = 0,
@@ -128,6 +130,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
             mlp=mlp,
             dropout=dropout,
             mixer=mixer,
+            attention_every=attention_every,
+            attention_window=attention_window,
             decay_from=decay_from,
             norm_max=norm_max,
             channel_identity=channel_identity,
@@ -156,11 +160,8 @@ class GDN2Estimator(PyTorchLightningEstimator):
             context_length is None or context_length >= patch_length,
             f"at least one patch of {patch_length} steps",
         )
-        for name, value in (
-            ("batch_size", batch_size),
-            ("num_batches_per_epoch", num_batches_per_epoch),
-            ("carry_windows", carry_windows),
-        ):
+        counts = {"batch_size": batch_size, "num_batches_per_epoch": num_batches_per_epoch}
+        for name, value in {**counts, "carry_windows": carry_windows}.items():
             _bounds(name, value, value >= 1, ">= 1")
         _bounds("lr", lr, 0 < lr < 1, "in (0, 1)")
         _bounds("weight_decay", weight_decay, 0 <= weight_decay < 1, "in [0, 1)")

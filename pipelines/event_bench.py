@@ -1,6 +1,7 @@
 """Benchmarks of events, accuracy: New York's flights streamed event by event, and requests to language models.
 
     flights   departures and mean delay per airport and hour, 24 hours ahead, 91 days after nine months of training
+              and at a random moment of every hour the time to the next departure of each airport (wait_bench.py)
     azure     requests per 10 s, 60 windows ahead, from every sixth window after half an hour of training
 
 Both read their history event by event; the same forecasts are made from it in a batch, and the largest difference is a
@@ -38,6 +39,7 @@ from tsgdn2.pipelines.estimator import GDN2Estimator
 from tsgdn2.pipelines.event_source import ASKED, vocabulary
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.streaming import one_thread, stream_events
+from tsgdn2.pipelines.wait_bench import WaitTest
 
 OURS: Final = "tsgdn2, streamed event by event"
 DEPARTURES: Final = Protocol(
@@ -123,12 +125,17 @@ def flight_rows(seeds: Sequence[int], *, quick: bool) -> list[Row]:
     rows = [row(f"flights: SeasonalNaive({season} h), {spread}", shape, **_figures(judged))
             for spread, judged in naive.items()]  # fmt: skip
     bar = {name: min(_figures(judged)[name] for judged in naive.values()) for name in _figures(naive["point"])}
+    first, end = protocol.train_end, protocol.end
+    assert isinstance(first, pd.Period)
+    assert isinstance(end, pd.Period)
+    since = (first + 1).start_time.value
+    waiting = WaitTest.of("flights", frame, since, (end + 1).start_time.value)
+    bars = waiting.baselines()
+    rows += bars
     for one in _trained(settings, "h", 24, protocol.train(data), targets, marks, seeds):
-        first = protocol.train_end
-        assert isinstance(first, pd.Period)
-        streamed = _stream(one.predictor, frame, test, (first + 1).start_time.value)
+        streamed = _stream(one.predictor, frame, test, since)
         judged = judge(streamed.forecasts, test.label, test.input, season=season, channels=targets)
-        rows.append(_ours("flights", shape, one, judged, bar, streamed))
+        rows += [_ours("flights", shape, one, judged, bar, streamed), waiting.ours(one.predictor, one.seed, bars)]
     return rows
 
 

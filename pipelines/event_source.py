@@ -21,12 +21,13 @@ import polars as pl
 
 from tsgdn2.datasets import catalog
 from tsgdn2.datasets import events as happenings
+from tsgdn2.datasets.errors import FrameError
 from tsgdn2.datasets.event_sets import azure_llm_trace, flights
 from tsgdn2.datasets.events import TYPE, parse_aggregate
 from tsgdn2.datasets.frame import STREAM, TIME
 from tsgdn2.datasets.gluon import Targets, event_entries
 from tsgdn2.datasets.grid import pandas_freq, period_ns
-from tsgdn2.datasets.readers import EventLayout, file_table, table_frame
+from tsgdn2.datasets.readers import EventLayout, table_frame
 from tsgdn2.errors import ConfigError, DataError
 from tsgdn2.forecaster import ForecasterConfig
 from tsgdn2.pipelines.entries import absolute_step
@@ -35,14 +36,15 @@ from tsgdn2.pipelines.jobs import DataOptions, ModelOptions
 from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.source import (
     DAY_NS,
-    MISSING,
     SHORT,
     Source,
     key_columns,
+    no_long_silence,
     no_stray_words,
     open_source,
     others,
     present,
+    table_with_rows,
     unknown_data,
 )
 
@@ -195,6 +197,11 @@ def _open_events(data: str, columns: DataOptions) -> EventSource:
                           "read as events; choose with columns.targets and columns.marks")  # fmt: skip
     asked = ASKED.get(data)
     targets = columns.targets or (() if asked is None else asked.targets)
+    for target in targets:
+        try:
+            parse_aggregate(target)
+        except FrameError as error:
+            raise ConfigError(f"columns.targets: {error}") from None
     if asked is not None:
         named = catalog.EVENT_SETS[data]
         frame, origin, word, season = asked.load(), named.home, data, named.season
@@ -215,6 +222,7 @@ def _open_events(data: str, columns: DataOptions) -> EventSource:
             raise ConfigError(f"columns.targets: {target!r} names the mark {mark!r}, {data} has the marks "
                               f"{happenings.marks(frame)}; name one of those")  # fmt: skip
     present("columns.marks", marks, happenings.marks(frame), data)
+    no_long_silence(frame, data, columns)
     return EventSource(
         name=word, origin=origin, frame=frame.select(STREAM, TIME, TYPE, *marks), period=period,
         season=columns.season or season, targets=tuple(targets), marks=marks,
@@ -224,7 +232,7 @@ def _open_events(data: str, columns: DataOptions) -> EventSource:
 def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
     """Read a file; its marks are those of the targets and `columns.marks`, by default every numeric column."""
     text = [columns.time] if columns.unit and columns.time else ()
-    table = file_table(path, words=MISSING, text=text)
+    table = table_with_rows(path, text)
     time, stream = key_columns(table, columns, path.name)
     kind = TYPE if columns.type is None else columns.type
     if kind and kind not in table.columns:

@@ -19,15 +19,15 @@ from tsgdn2.datasets.events import TYPE, normalise_events
 from tsgdn2.datasets.frame import STREAM, TIME
 from tsgdn2.datasets.gluon import event_entries
 from tsgdn2.errors import SchemaError
-from tsgdn2.pipelines.entries import period_ns
+from tsgdn2.pipelines.entries import marks_of, period_ns
 
 ITEM, TIMESTAMP = "item_id", "timestamp"
 
 
 def event_example(entry: Mapping[str, object], marks: Sequence[str], most: int) -> pd.DataFrame:
-    """The first `most` events of an entry as such a frame."""
+    """The first `most` events of an entry as such a frame; marks: those to show, by name."""
     times = cast(np.ndarray, entry["event_time"])[:most]
-    values = cast(np.ndarray, entry["event_marks"])[:most]
+    values = marks_of(entry, marks, len(cast(np.ndarray, entry["event_time"])), str(entry.get(ITEM, "0")))[:most]
     columns = {name: values[:, column] for column, name in enumerate(marks)}
     keys = {ITEM: str(entry.get(ITEM, "0")), TIMESTAMP: times.astype("datetime64[ns]")}
     return pd.DataFrame({**keys, TYPE: cast(np.ndarray, entry["event_type"])[:most], **columns})

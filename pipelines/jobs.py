@@ -15,6 +15,7 @@ from typing import Final, Literal
 from tsgdn2.errors import ConfigError
 from tsgdn2.pipelines.options import (
     QUICKSTART_MODEL,
+    ArrivalOptions,
     AuditOptions,
     DataOptions,
     Job,
@@ -25,6 +26,7 @@ from tsgdn2.pipelines.options import (
 __all__ = [
     "JOBS",
     "QUICKSTART_MODEL",
+    "ArrivalOptions",
     "AuditOptions",
     "AuditRun",
     "AuditSync",
@@ -34,6 +36,7 @@ __all__ = [
     "Job",
     "ModelOptions",
     "Options",
+    "Probe",
     "Quickstart",
     "Replay",
     "Train",
@@ -92,26 +95,59 @@ class Train(Job):
             raise ConfigError(f"hold_out: must be at least 0, got {self.hold_out}")
 
 
+GIFT_MODELS: Final = (
+    "tsgdn2", "seasonal_naive", "naive", "SeasonalNaive", "DeepAR", "PatchTST", "TFT", "DLinear", "iTransformer",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backtest(Job):
-    """Judge a trained predictor on rolling windows, beside SeasonalNaive, climatology and ridge regression."""
+    """Judge a trained predictor on rolling windows beside baselines, or models on a public protocol."""
 
-    predictor: Path
-    """Folder that `train` wrote: <output>/predictor."""
-    data: str
-    """A file or a named set, as for `train`."""
+    protocol: Literal["rolling", "gift-eval"] = "rolling"
+    """rolling: the windows of --predictor on --data. gift-eval: trains and judges --models on its ETT and Jena."""
+    predictor: Path | None = None
+    """rolling: folder that `train` wrote, <output>/predictor."""
+    data: str | None = None
+    """rolling: a file or a named set, as for `train`."""
     columns: DataOptions = field(default_factory=DataOptions)
-    """How the file is read."""
+    """rolling: how the file is read."""
     windows: int = 10
-    """Windows per series; the last one ends with the data."""
+    """rolling: windows per series; the last one ends with the data."""
     distance: int | None = None
-    """Steps between windows; None is the prediction length."""
+    """rolling: steps between windows; None is the prediction length."""
     baselines: bool = True
-    """Judge the baselines too; they are trained on what lies before the first window."""
+    """rolling: judge the baselines too; they are trained on what lies before the first window."""
+    models: tuple[str, ...] = ("tsgdn2",)
+    """gift-eval: of tsgdn2, seasonal_naive, naive, SeasonalNaive, DeepAR, PatchTST, TFT, DLinear, iTransformer."""
+    configurations: tuple[str, ...] = ()
+    """gift-eval: beginnings of names, ett1/H say; none are all 23."""
+    seeds: tuple[int, ...] = (0,)
+    """gift-eval: seeds of the trained models."""
+    budget: float = 20.0
+    """gift-eval: processor minutes of training for each model, seed and family (ett1, ett2, jena_weather)."""
+    workers: int = 2
+    """gift-eval: processes; each trains and judges one configuration at a time, on one thread."""
+    streaming: bool = True
+    """gift-eval: stream every series once too, and compare the forecasts with those of the batch."""
 
     def __post_init__(self) -> None:
-        """Check the bounds."""
-        at_least_one(windows=self.windows, distance=self.distance or 1)
+        """Check the bounds, and that what the protocol needs is there."""
+        at_least_one(windows=self.windows, distance=self.distance or 1, workers=self.workers)
+        if self.protocol == "rolling":
+            for name in ("predictor", "data"):
+                if getattr(self, name) is None:
+                    raise ConfigError(f"{name}: is needed for rolling windows; give it, or --protocol gift-eval")
+            return
+        if self.predictor is not None or self.data is not None:
+            raise ConfigError("predictor, data: gift-eval trains on its own sets; choose what with --models")
+        unknown = [name for name in self.models if name not in GIFT_MODELS]
+        if unknown or not self.models:
+            raise ConfigError(f"models: must be among {', '.join(GIFT_MODELS)}, got {list(self.models)}")
+        if not self.seeds:
+            raise ConfigError("seeds: must hold at least one seed, got none")
+        if not self.budget > 0:
+            raise ConfigError(f"budget: must be above 0 processor minutes, got {self.budget}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +164,8 @@ class Replay(Job):
     """Steps between forecasts of every stream."""
     speed: float | None = None
     """Seconds of data per second of replay; None goes as fast as it can."""
+    arrivals: ArrivalOptions = field(default_factory=ArrivalOptions)
+    """What becomes of rows out of order."""
     audit: bool = True
     """Run the eviction audit beside the predictor."""
 
@@ -165,28 +203,70 @@ class AuditSync:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Measure, and append rows: etth1, phases, robustness, events (accuracy), memory, endurance, training (time)."""
+class Probe(Job):
+    """Memory probes: every mixer at equal memory, weights and time; a job that was stopped goes on where it was."""
 
-    what: Literal["etth1", "phases", "memory", "endurance", "training", "robustness", "events"] = "etth1"
-    """The benchmark; TSGDN2_DATA or a network must give its data."""
+    output: Path | None = None
+    """Folder of the rows and of the page; by default `probe-<table>` in `runs`, so that the same command goes on."""
+    experiment: str = "probes"
+    """MLflow experiment of the run."""
+    table: Literal["small", "full"] = "small"
+    """small: five probes at one level, three seeds, under two hours on two cores. full: all probes at all levels, five
+    seeds, most of a day."""
+    probes: tuple[str, ...] | None = None
+    """Probes to run: recall, overwrite, lookup, rare, regime, effect, stale, topology, parity, s5. None is the
+    table's; a probe outside the small table is run there at its hardest level."""
+    mixers: tuple[str, ...] | None = None
+    """Mixers by name, such as gdn2, kda, lstm or gdn2+swa, a hybrid; None is all of them."""
+    seeds: tuple[int, ...] | None = None
+    """Seeds of weights and of training streams; None is the table's."""
+    seconds: float = 33.0
+    """Processor seconds of training in each run; the tests of a run take a few more."""
+    steps: int | None = None
+    """Steps of training instead of seconds, the same on every machine."""
+    workers: int = 2
+    """Processes that share the runs, one core each."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        at_least_one(workers=self.workers, steps=1 if self.steps is None else self.steps)
+        if not self.seconds > 0:
+            raise ConfigError(f"seconds: must be above 0, got {self.seconds}")
+        for name in ("probes", "mixers", "seeds"):
+            if getattr(self, name) == ():
+                raise ConfigError(f"{name}: must hold at least one, got none; leave it out for the table's")
+
+
+QUICK: Final = ("robustness", "events", "nab", "calibration", "serving")
+"""Benchmarks with a quick form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure accuracy, anomaly scores, coverage or time, and append rows to a file."""
+
+    what: Literal[
+        "etth1", "phases", "memory", "endurance", "training", "robustness", "events", "nab", "calibration", "serving"
+    ] = "etth1"
+    """Accuracy: etth1, phases, robustness, events, memory. Anomalies: nab. Coverage: calibration. Time: endurance,
+    training, serving. TSGDN2_DATA or a network must give the data."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the trained rows; robustness does all of its sets with the first one, ETTh1 with the others too."""
     epochs: int = 13
-    """Epochs of 30 batches; `training` runs those of the quickstart, `robustness` and `events` their own."""
+    """Epochs of 30 batches of etth1, phases and memory; the other benchmarks have their own budgets."""
     mixers: tuple[str, ...] = ("gdn2", "lstm", "none")
     """Mixers of etth1, all at the same settings and number of batches."""
     output: Path = Path("runs/bench")
     """Folder of the .jsonl files and of the figures."""
     quick: bool = False
-    """robustness, events: seconds instead of minutes, to see that all works; the rows go to <what>-quick.jsonl."""
+    """Seconds instead of minutes, to see that all works; the rows go to <what>-quick.jsonl."""
 
     def __post_init__(self) -> None:
         """Check what no benchmark does."""
         if not self.seeds:
             raise ConfigError("seeds: must hold at least one seed, got none")
-        if self.quick and self.what not in ("robustness", "events"):
-            raise ConfigError(f"quick: only robustness and events have a quick form, got what={self.what!r}")
+        if self.quick and self.what not in QUICK:
+            raise ConfigError(f"quick: only {', '.join(QUICK)} have a quick form, got what={self.what!r}")
 
 
 Options = type[Job] | type[AuditSync] | type[Bench]
@@ -199,6 +279,7 @@ JOBS: Final[dict[str, tuple[Options, str]]] = {
     "replay": (Replay, "replay"),
     "audit run": (AuditRun, "audit"),
     "audit sync": (AuditSync, "audit_sync"),
+    "probe": (Probe, "probe"),
     "bench": (Bench, "bench"),
 }
 

@@ -70,8 +70,15 @@ class ModelOptions:
     attention: independent, and the channels of one moment look at each other."""
     channel_identity: bool = False
     """Independent channels know which one they are, and have a lag skip of their own; needs multivariate targets."""
-    mixer: Literal["gdn2", "lstm", "none"] = "gdn2"
-    """Memory of the model; only gdn2 can be audited."""
+    mixer: Literal[
+        "gdn2", "kda", "kda-sigmoid", "gdn", "deltanet", "mamba2", "gdn2-scalar-erase", "gdn2-scalar-write",
+        "gdn2-scalar-both", "gdn2-erase-2", "mamba3", "mamba3-mimo", "rwkv7", "swa", "lstm", "none",
+    ] = "gdn2"  # fmt: skip
+    """Memory of the model; the states of the first ten can be audited."""
+    attention_every: int = 0
+    """A hybrid: every n-th layer is sliding-window attention (swa); 0 for none."""
+    attention_window: int = 64
+    """Commits that a layer of swa sees; its state grows with it."""
     lag_skip: int = 0
     """Last steps that reach the horizon by a linear map, past the audited memory; 0 is off."""
     bridge: float | None = None
@@ -142,6 +149,24 @@ class DataOptions:
     """Column of an event's type; None takes "type", an empty word takes all events for one kind."""
     marks: tuple[str, ...] | None = None
     """Numeric columns that a model of events sees; None takes the set's, or every one. Known when the event happens."""
+    longest_gap: str = "731d"
+    """Longest silence of a stream, in the file or behind a saved state; a longer one is an error, for it is a wrong
+    stamp. Two years: what comes once a year meets half of it, clocks set to 1970, 2000 or 2200 lie far off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrivalOptions:
+    """What becomes of rows out of order. A file goes row by row in the order of time, so they come with a later file;
+    a saved state goes on with what it was begun with."""
+
+    late: Literal["raise", "drop", "tag", "replay"] | None = None
+    """A value for a closed patch is an error, counted, also listed in the state, or replayed exactly; None is drop."""
+    watermark: str | None = None
+    """How long rows wait for others, such as 2h; None: not at all."""
+    checkpoints: int | None = None
+    """late=replay: copies of a stream that it can be taken back to; None is the predictor's default."""
+    checkpoint_every: int | None = None
+    """late=replay: patches from one copy to the next; None is the predictor's default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,13 +22,15 @@ from gluonts.model.predictor import Predictor, RepresentablePredictor
 from gluonts.torch.distributions import Output
 from gluonts.torch.model.predictor import PyTorchPredictor
 from gluonts.transform import Identity
+from numpy.typing import NDArray
 
 from tsgdn2 import checkpoint
-from tsgdn2.errors import CheckpointError
-from tsgdn2.forecaster import Forecaster, ForecasterConfig, Layout, QueryInputs
+from tsgdn2.errors import CheckpointError, ConfigError
+from tsgdn2.events.waits import NextEvent, next_events
+from tsgdn2.forecaster import Forecaster, ForecasterConfig, Layout, QueryInputs, Reading
 from tsgdn2.pipelines.distribution import Distribution
 from tsgdn2.pipelines.entries import RawSeries, read_entry
-from tsgdn2.pipelines.packing import NONE, pack, patch_clocks, run_of, streams_of, timelines_of
+from tsgdn2.pipelines.packing import NONE, Lines, pack, patch_clocks, run_of, streams_of, timelines_of
 from tsgdn2.scale import Floats
 from tsgdn2.sequence import Peers
 from tsgdn2.standards import Standards
@@ -102,9 +104,47 @@ class GDN2Predictor(PyTorchPredictor):
             else:
                 yield SampleForecast(array, start_date=start, item_id=raw.item_id)
 
+    def next_events(self, dataset: Dataset) -> Iterator[NextEvent]:
+        """The time from the end of every target to the next event, in the order of the data set; targets as `predict`.
+
+        What `OnlineEvents.next_event` answers at that moment. ConfigError for a model that reads sensors.
+        """
+        if not self.config.event_types:
+            raise ConfigError("dataset: this predictor reads sensors; only one with event_types knows the next event")
+        block: list[RawSeries] = []
+        for index, entry in enumerate(dataset):
+            block.append(read_entry(entry, self.config, index, horizon=True))
+            if len(block) == self.batch_size:
+                yield from self._next_events(block)
+                block = []
+        yield from self._next_events(block)
+
+    @torch.inference_mode()
+    def _next_events(self, batch: Sequence[RawSeries]) -> list[NextEvent]:
+        if not batch:
+            return []
+        lines, entry, reading = self._read(batch)
+        assert reading.wait is not None, "a model of events has a wait head"
+        each = reading.wait.double().numpy()
+        mean = np.stack([np.sort(each[entry == i], axis=-1).mean(0) for i in range(len(batch))])
+        end = np.array([int(lines.end[entry == i][0]) for i in range(len(batch))], np.int64)
+        return next_events([raw.item_id for raw in batch], end, mean, self.config)
+
     @torch.inference_mode()
     def _outputs(self, batch: Sequence[RawSeries], num_samples: int | None) -> list[Floats]:
         """Of every series, [Q or samples, H, C] in the units of the channels."""
+        lines, entry, reading = self._read(batch)
+        out = reading.horizon.double()  # [lanes, H, lane C, outputs]
+        if self.distribution is None:
+            z = out.sort(-1).values
+        else:
+            z = self.distribution.sample(out, num_samples or self.num_samples)
+        mean, scale = lines.statistics(np.arange(len(lines)), lines.end)
+        y = mean[:, None, :, None] + scale[:, None, :, None] * z.numpy()
+        return [np.moveaxis(np.concatenate(list(y[entry == i]), axis=1), -1, 0) for i in range(len(batch))]
+
+    def _read(self, batch: Sequence[RawSeries]) -> tuple[Lines, NDArray[np.int64], Reading]:
+        """One query per lane at the end of its history. Returns the lanes, the series of each, and what they read."""
         config, model = self.config, self.forecaster.eval()
         lines, entry = timelines_of(batch, config, self.standards, self.channels)
         lane, patch = np.arange(len(lines)), config.patch_length
@@ -137,14 +177,7 @@ class GDN2Predictor(PyTorchPredictor):
             width = int(column.max()) + 1
             peers = Peers(lines.group, column, asked.heard(), groups=len(streams), width=width)
         inputs = QueryInputs(asked, lines.future(lane, clock), lines.lags(lane, clock, config.lag_skip))
-        out = model.read(inputs, waited / span, static, state, peers).horizon.double()  # [lanes, H, lane C, outputs]
-        if self.distribution is None:
-            z = out.sort(-1).values
-        else:
-            z = self.distribution.sample(out, num_samples or self.num_samples)
-        mean, scale = lines.statistics(lane, clock)
-        y = mean[:, None, :, None] + scale[:, None, :, None] * z.numpy()
-        return [np.moveaxis(np.concatenate(list(y[entry == i]), axis=1), -1, 0) for i in range(len(batch))]
+        return lines, entry, model.read(inputs, waited / span, static, state, peers)
 
     def serialize(self, path: Path) -> None:
         """Folder with GluonTS's JSON files and the weights as checksummed safetensors; no pickle."""

@@ -131,7 +131,7 @@ def _stream(
     job: Quickstart, source: Source, protocol: Protocol, predictor: GDN2Predictor, screen: Screen
 ) -> tuple[OnlinePredictor, Streamed]:
     """Stream everything from the first row, forecasting before every judged window."""
-    config = AuditConfig(threshold=job.audit.threshold) if job.model.mixer == "gdn2" else None
+    config = AuditConfig(threshold=job.audit.threshold) if predictor.config.audited else None
     online = OnlinePredictor.from_predictor(predictor, channels=source.channels, audit=config)
     end = _step(protocol.end, source.period) + 1
     origins = [
@@ -170,7 +170,7 @@ def _audit(
     online: OnlinePredictor, streamed: Streamed, screen: Screen,
 ) -> tuple[list[Account], OnlineView | None]:  # fmt: skip
     """Account for the writes of the first streams offline, and read the online audit of all."""
-    if job.model.mixer != "gdn2":
+    if not predictor.config.audited:
         return [], None
     names = _audited(source, job.audit)
     chosen = [entry for entry in entries if str(entry["item_id"]) in names]

@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
+import numpy as np
 import polars as pl
 
 from tsgdn2.datasets import catalog
+from tsgdn2.datasets.errors import FrameError
 from tsgdn2.datasets.events import TYPE
 from tsgdn2.datasets.frame import STREAM, TIME, channels
 from tsgdn2.datasets.gluon import Targets, entries
@@ -109,6 +111,7 @@ def open_source(data: str, columns: DataOptions) -> Source:
     if columns.period:
         period = period_ns(columns.period)
     frame = regular(frame, period).frame
+    no_long_silence(frame, data, columns)
     return Source(
         name=word, origin=origin, frame=frame, period=period, season=columns.season or season,
     )  # fmt: skip
@@ -117,7 +120,7 @@ def open_source(data: str, columns: DataOptions) -> Source:
 def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
     """Read a file; the columns of time and stream are found by their usual names."""
     text = [columns.time] if columns.unit and columns.time else ()
-    table = file_table(path, words=MISSING, text=text)
+    table = table_with_rows(path, text)
     if table.schema.get(TYPE) == pl.String and not columns.channels:
         raise ConfigError(f"columns.targets: {path.name} has a column of words called {TYPE!r}, as files of events "
                           "have; say what to count in every window, '[\"count\"]' say, or name the sensors with "
@@ -133,6 +136,42 @@ def _read(path: Path, columns: DataOptions) -> pl.DataFrame:
                     name=None if stream else columns.name or path.name.split(".")[0],
                     time_format=columns.time_format, unit=columns.unit)  # fmt: skip
     return table_frame(table, layout, origin=str(path))
+
+
+def table_with_rows(path: Path, text: Sequence[str]) -> pl.DataFrame:
+    """The table of a file; DataError when it has no rows, of which no column tells what it is."""
+    table = file_table(path, words=MISSING, text=text)
+    if table.is_empty():
+        raise DataError(f"data: {path.name} has no rows, only the columns {table.columns}; give a file with data")
+    return table
+
+
+def span_ns(option: str, text: str) -> int:
+    """Nanoseconds of an option such as 2h; ConfigError names it."""
+    try:
+        return period_ns(text)
+    except FrameError as error:
+        raise ConfigError(f"{option}: {error}") from None
+
+
+def no_long_silence(frame: pl.DataFrame, origin: str, columns: DataOptions) -> None:
+    """Refuse a stream that is silent for longer than columns.longest_gap: one stray stamp would make years of steps."""
+    most, stamp = span_ns("columns.longest_gap", columns.longest_gap), pl.col(TIME).to_physical()
+    # Floats, for two stamps can lie further apart than int64 nanoseconds reach.
+    gaps = frame.select(STREAM, stamp.alias("to"), stamp.shift(1).over(STREAM).alias("since")).filter(
+        pl.col("to").cast(pl.Float64) - pl.col("since").cast(pl.Float64) > most)  # fmt: skip
+    if not gaps.is_empty():
+        stream, to, since = gaps.row(0)
+        raise long_silence(stream, since, to, origin, columns)
+
+
+def long_silence(stream: str, since: int, to: int, origin: str, columns: DataOptions) -> ConfigError:
+    """The error for a silence between two moments in nanoseconds."""
+    first, last = (str(np.datetime64(moment, "ns").astype("datetime64[s]")) for moment in (since, to))
+    days = (to - since) // DAY_NS
+    return ConfigError(f"columns.longest_gap: stream {stream!r} of {Path(origin).name} is silent from {first} to "
+                       f"{last} ({days:,} days), longer than {columns.longest_gap}; mend the wrong one of the two "
+                       "stamps, or give a longer columns.longest_gap where the silence is real")  # fmt: skip
 
 
 def key_columns(table: pl.DataFrame, columns: DataOptions, origin: str) -> tuple[str, str | None]:

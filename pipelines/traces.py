@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsgdn2.engine import untraced
 from tsgdn2.errors import ConfigError, SchemaError
 from tsgdn2.pipelines.entries import names_of, read_entry
 from tsgdn2.pipelines.packing import NONE, patch_clocks, since, streams_of, timelines_of
@@ -65,11 +66,11 @@ def collect(
 ) -> tuple[Trace, ...]:  # fmt: skip
     """Run the entries through the predictor's memory and keep the newest `window` commits of every lane.
 
-    Errors: ConfigError for a model without a GDN-2 state; SchemaError when no entry holds a whole observed patch.
+    Errors: ConfigError for layers without such a state; SchemaError when no entry holds a whole observed patch.
     """
     config, model = predictor.config, predictor.forecaster.eval()
-    if config.mixer != "gdn2":
-        raise ConfigError(f"predictor: only a gdn2 state can be audited, this model has mixer {config.mixer!r}")
+    if not set(layers) <= set(config.traced_layers):
+        raise ConfigError(f"predictor: {untraced(config)}; name layers that can be audited")
     raw = [read_entry(entry, config, number, horizon=False) for number, entry in enumerate(entries)]
     lines, entry = timelines_of(raw, config, predictor.standards, predictor.channels)
     streams, patch = streams_of(lines), config.patch_length

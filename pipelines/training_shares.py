@@ -31,7 +31,7 @@ from tsgdn2.evaluation.backtest import NYC_WEATHER
 from tsgdn2.evaluation.rows import Row, Timing, row, timing_quantiles
 from tsgdn2.forecaster import Forecaster
 from tsgdn2.head import HorizonHead
-from tsgdn2.mixers import gdn2
+from tsgdn2.mixers import delta
 from tsgdn2.norm import RMSNorm
 from tsgdn2.patch import SensorPatcher
 from tsgdn2.pipelines.jobs import QUICKSTART_MODEL, Bench, DataOptions, ModelOptions
@@ -45,11 +45,11 @@ SCAN, MIXER, OUTPUT = "scan", "gates and activations", "gated output norm"
 CONVOLUTION, ENGINE, REST = "convolution", "autograd engine", "Lightning and the rest"
 # What is timed under which name; the innermost one holds.
 SPANS: Final[tuple[tuple[object, str, str], ...]] = (
-    (gdn2, "gdn2_scan", SCAN),
-    (gdn2, "short_conv", CONVOLUTION),
-    (gdn2.GDN2Mixer, "_scan", "segments of the scan"),
-    (gdn2.GDN2Mixer, "forward", MIXER),
-    (gdn2.GDN2Mixer, "_output", OUTPUT),
+    (delta, "gdn2_scan", SCAN),
+    (delta, "short_conv", CONVOLUTION),
+    (delta.DeltaMixer, "_scan", "segments of the scan"),
+    (delta.DeltaMixer, "forward", MIXER),
+    (delta.DeltaMixer, "_output", OUTPUT),
     (Block, "_feed", "residual and dropout"),
     (RMSNorm, "forward", "norms"),
     (SwiGLU, "forward", "SwiGLU"),

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tsgdn2.audit import AuditConfig
+    from tsgdn2.conformal import Calibrated
     from tsgdn2.errors import TsgdnError
     from tsgdn2.events.online import NextEvent, OnlineEvents
     from tsgdn2.forecast import Forecast
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AuditConfig": "tsgdn2.audit",
+    "Calibrated": "tsgdn2.conformal",
     "Forecast": "tsgdn2.forecast",
     "Forecaster": "tsgdn2.forecaster",
     "ForecasterConfig": "tsgdn2.forecaster",
@@ -36,6 +38,7 @@ _HOME = {
 
 __all__ = [
     "AuditConfig",
+    "Calibrated",
     "Forecast",
     "Forecaster",
     "ForecasterConfig",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tsgdn2.linear import Linear
 from tsgdn2.norm import RMSNorm
 from tsgdn2.sequence import Peers
 
@@ -25,8 +26,8 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = RMSNorm(width)
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
+        self.out = Linear(width, width, bias=False)
         nn.init.zeros_(self.out.weight)
 
     def forward(self, x: Tensor, peers: Peers) -> Tensor:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 KIND = "tsgdn2-online-predictor"
+OTHERS = {"tsgdn2-online-events": "this model reads events; use OnlineEvents"}
 Online = TypeVar("Online", bound="OnlinePredictor")
 
 
@@ -55,7 +56,7 @@ def write(path: Path, online: OnlinePredictor) -> None:
 
 def read(path: Path, kind: type[Online]) -> Online:
     """Read what `write` wrote. CheckpointError says what is wrong with it."""
-    tensors, facts = checkpoint.read(path, kind=KIND, schema=SCHEMA)
+    tensors, facts = checkpoint.read(path, kind=KIND, schema=SCHEMA, others=OTHERS)
     try:
         config = ForecasterConfig.from_json(facts["config"])
         tensors, facts = _current(tensors, facts, config.patch_length)

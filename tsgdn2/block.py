@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from tsgdn2.across import ChannelAttention
-from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
-from tsgdn2.mixers.gdn2 import GDN2Mixer
+from tsgdn2.linear import Linear
+from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries, TracedMixer
 from tsgdn2.norm import RMSNorm
 from tsgdn2.sequence import Peers
 
@@ -23,8 +23,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate_up = Linear(width, 2 * hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., D] -> [.., D]."""
@@ -59,7 +59,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, MixerState, dict[str, Tensor]]:
         """One commit per row; the third result is the mixer's trace for the audit, empty where it has none."""
         normed = self.mixer_norm(x)
-        if isinstance(self.mixer, GDN2Mixer):
+        if isinstance(self.mixer, TracedMixer):
             y, after, traced = self.mixer.trace(normed, observed, elapsed, count, state)
         else:
             (y, after), traced = self.mixer.step(normed, observed, elapsed, count, state), {}

@@ -39,8 +39,13 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str], *
         raise
 
 
-def read(path: Path, *, kind: str, schema: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read and verify. CheckpointError: missing, truncated, altered, of another kind, or from a newer schema."""
+def read(
+    path: Path, *, kind: str, schema: int, others: Mapping[str, str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read and verify. CheckpointError: missing, truncated, altered, of another kind, or from a newer schema.
+
+    others: what to do with a file of another kind, by kind.
+    """
     if not path.is_file():
         raise CheckpointError(f"path: no file {path}; give the file that `save` or `serialize` wrote")
     try:
@@ -50,7 +55,9 @@ def read(path: Path, *, kind: str, schema: int) -> tuple[dict[str, Tensor], dict
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"path: {path} is truncated or no safetensors file ({error}); restore a backup") from None
     if meta.get("kind") != kind:
-        raise CheckpointError(f"path: {path} holds {meta.get('kind', 'something else')!r}, expected {kind!r}")
+        found = meta.get("kind", "something else")
+        remedy = (others or {}).get(found, "give the file that its own `save` wrote")
+        raise CheckpointError(f"path: {path} holds {found!r}, expected {kind!r}; {remedy}")
     if int(meta.get("schema", "0")) > schema:
         raise CheckpointError(f"path: {path} has schema {meta['schema']}, this version reads up to {schema}; upgrade")
     expected = meta.pop("sha256", "")

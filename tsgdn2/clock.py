@@ -29,30 +29,31 @@ DAY_NS = 86_400 * SECOND_NS
 CYCLES_NS = {"day": DAY_NS, "week": 7 * DAY_NS}
 _LIMIT_NS = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NOT_A_MOMENT = "time: NaT is not a moment; drop the row or give it a time"
+_NOT_A_MOMENT = "NaT is not a moment; drop the row or give it a time"
 
 
-def to_ns(time: Time) -> int:
-    """int64 nanoseconds since the epoch; a naive time is taken as UTC. Raises StreamError naming `time`."""
+def to_ns(time: Time, argument: str = "time") -> int:
+    """int64 nanoseconds since the epoch; a naive time is taken as UTC. Raises StreamError naming the argument."""
     if isinstance(time, np.datetime64):
         if np.isnat(time):
-            raise StreamError(_NOT_A_MOMENT)
-        _within(int(time.astype("datetime64[s]").astype(np.int64)) * SECOND_NS, time)
+            raise StreamError(f"{argument}: {_NOT_A_MOMENT}")
+        _within(int(time.astype("datetime64[s]").astype(np.int64)) * SECOND_NS, time, argument)
         return int(time.astype("datetime64[ns]").astype(np.int64))
     if isinstance(time, datetime):
         if time != time:  # pandas.NaT is a datetime that is not equal to itself
-            raise StreamError(_NOT_A_MOMENT)
+            raise StreamError(f"{argument}: {_NOT_A_MOMENT}")
         convert = getattr(time, "to_datetime64", None)
         if convert is not None:  # pandas.Timestamp keeps nanoseconds that datetime has not
-            return to_ns(convert())
+            return to_ns(convert(), argument)
         aware = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
         delta = aware - _EPOCH
-        return _within(((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000, time)
+        ns = ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000
+        return _within(ns, time, argument)
     if isinstance(time, int | np.integer) and not isinstance(time, bool):
-        return _within(int(time), time)
+        return _within(int(time), time, argument)
     raise StreamError(
-        f"time: expected datetime, numpy or pandas stamp or int64 nanoseconds, got {type(time).__name__} {time!r}; "
-        "convert it (NaN and None are no moments, float seconds lose digits)"
+        f"{argument}: expected datetime, numpy or pandas stamp or int64 nanoseconds, got {type(time).__name__} "
+        f"{time!r}; convert it (NaN and None are no moments, float seconds lose digits)"
     )
 
 
@@ -61,13 +62,24 @@ def stamps_to_ns(stamps: NDArray[np.datetime64]) -> Steps:
     seconds = stamps.astype("datetime64[s]").astype(np.int64)
     far = np.flatnonzero(np.abs(seconds) >= _LIMIT_NS // SECOND_NS)
     if len(far):
-        _within(int(seconds[far[0]]) * SECOND_NS, stamps[far[0]])
+        _within(int(seconds[far[0]]) * SECOND_NS, stamps[far[0]], "time")
     return np.asarray(stamps.astype("datetime64[ns]").astype(np.int64))
 
 
-def _within(ns: int, time: object) -> int:
+def check_room(ns: Steps, period_ns: int, steps: int, argument: str = "time") -> None:
+    """StreamError for the first moment that has less than `steps` steps between it and either end of int64."""
+    limit = _LIMIT_NS - steps * period_ns
+    far = np.flatnonzero((ns > limit) | (ns < -limit))
+    if len(far):
+        raise StreamError(
+            f"{argument}: {ns[far[0]]} ns leaves no room in int64 nanoseconds for a patch before and a horizon after "
+            "it; mend the source"
+        )
+
+
+def _within(ns: int, time: object, argument: str) -> int:
     if not -_LIMIT_NS <= ns <= _LIMIT_NS:
-        raise StreamError(f"time: {time!s} does not fit int64 nanoseconds (years 1678 to 2262); mend the source")
+        raise StreamError(f"{argument}: {time!s} does not fit int64 nanoseconds (years 1678 to 2262); mend the source")
     return ns
 
 

@@ -9,15 +9,20 @@ name the argument. F known reals, G known categories, U past covariates, R stati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Final
+
 import numpy as np
 from numpy.typing import ArrayLike
 
 from tsgdn2.errors import SchemaError
 from tsgdn2.forecaster_config import ForecasterConfig
 from tsgdn2.intake import numbers
-from tsgdn2.scale import Floats
+from tsgdn2.scale import Bools, Floats
 from tsgdn2.slab import Ints
 from tsgdn2.standards import Standards
+
+_NONE: Final = "the model was trained without known covariates; leave it out"
 
 
 class Covariates:
@@ -36,19 +41,25 @@ class Covariates:
             return None
         if opened:
             return None
-        raw = np.zeros(0) if static is None else numbers(static, "static")
-        if raw.shape != (reals + len(cardinalities),):
+        needed = f"{reals} real features and {len(cardinalities)} categories in one array"
+        if static is None:
             raise SchemaError(
-                f"static: the first observation of {stream!r} needs {reals} real features and {len(cardinalities)} "
-                f"categories in one array, got {static!r}"
+                f"static: the first observation of {stream!r} needs {needed}, got none; send its first row through "
+                "observe(static=...)"
             )
-        categories = raw[reals:].astype(np.int64)
-        if (categories != raw[reals:]).any() or (categories < 0).any() or (categories >= np.array(cardinalities)).any():
-            raise SchemaError(f"static: categories must be integers below {cardinalities}, got {raw[reals:]}")
-        return self.standards.static(raw[:reals]), categories
+        raw = numbers(static, "static")
+        if raw.shape != (reals + len(cardinalities),):
+            raise SchemaError(f"static: the first observation of {stream!r} needs {needed}, got {static!r}")
+        if wrong_categories(raw[reals:], cardinalities).any():
+            raise SchemaError(f"static: categories must be integers below {cardinalities}, got {raw[reals:].tolist()}")
+        return self.standards.static(raw[:reals]), raw[reals:].astype(np.int64)
 
     def known(self, known: ArrayLike | None, rows: int, past: ArrayLike | None = None) -> Floats:
         """Columns of N steps; known [N, F + G], past [N, U] with NaN where missing; one row may come flat."""
+        if self.config.past == 0 and past is not None and np.size(past):
+            raise SchemaError("past: the model was trained without past covariates; leave it out")
+        if self._given == 0 and known is not None and np.size(known):
+            raise SchemaError(f"known: {_NONE}")
         reals = _rows(known, rows, self._given, "known")
         if reals is None:
             raise SchemaError(
@@ -75,8 +86,8 @@ class Covariates:
             wrong = ~np.isin(codes, np.arange(size))
             if wrong.any():
                 raise SchemaError(
-                    f"{argument}: category {i} must be an integer from 0 to {size - 1}, got {codes[wrong][0]!r}; map "
-                    "what training did not know to a value that it did"
+                    f"{argument}: category {i} must be an integer from 0 to {size - 1}, got "
+                    f"{float(codes[wrong][0]):g}; map what training did not know to a value that it did"
                 )
             parts.append(np.eye(size)[codes.astype(np.int64)])
         return np.concatenate(parts, axis=-1)
@@ -89,11 +100,18 @@ class Covariates:
         if future is None:
             raise SchemaError(f"future: the model needs {self._given} known covariates for each horizon step")
         raw = numbers(future, "future")
+        if not self._given and raw.size:
+            raise SchemaError(f"future: {_NONE}")
         if raw.ndim != 2 or len(raw) < steps or raw.shape[1] != self._given:
             raise SchemaError(f"future: must be [{steps}, {self._given}] or longer, got shape {raw.shape}")
         given = raw[: self.config.prediction_length]
         out[0, : len(given)] = self.horizon(given, "future")
         return out
+
+
+def wrong_categories(codes: Floats, sizes: Sequence[int]) -> Bools:
+    """Which of the codes [K] are no integer from 0 to below their size [K]."""
+    return np.array([code not in range(size) for code, size in zip(codes.tolist(), sizes, strict=True)], bool)
 
 
 def _rows(given: ArrayLike | None, rows: int, width: int, argument: str) -> Floats | None:

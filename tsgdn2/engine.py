@@ -14,7 +14,8 @@ import torch
 from tsgdn2.audit import AuditConfig, OnlineAudit
 from tsgdn2.bridge import bridged
 from tsgdn2.errors import ConfigError
-from tsgdn2.forecaster import Forecaster
+from tsgdn2.forecaster import Forecaster, ForecasterConfig
+from tsgdn2.mixers.gates import MEMBERS
 from tsgdn2.patch import Windows
 from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of
 from tsgdn2.slab import NONE, Ints, Slab
@@ -119,17 +120,23 @@ class Engine:
 
 
 def audit_of(config: AuditConfig | None, forecaster: Forecaster) -> OnlineAudit | None:
-    """The online audit of a forecaster's states; None stays None, ConfigError for a mixer that has no such state."""
+    """The online audit of a forecaster's states; None stays None, ConfigError for layers that have no such state."""
     cfg = forecaster.config
     if config is None:
         return None
-    if cfg.mixer != "gdn2":
-        raise ConfigError(f"audit: only a gdn2 state can be audited, the model has mixer {cfg.mixer!r}; pass None")
+    if not set(config.sampled_layers(cfg.layers)) <= set(cfg.traced_layers):
+        raise ConfigError(f"audit: {untraced(cfg)}; pass None, or name layers that can be audited")
     if len(config.cohorts) != len(COHORTS):
         raise ConfigError(f"audit.cohorts: needs a name for each of {COHORTS}, in this order, got {config.cohorts}")
     return OnlineAudit(
         config, layers=cfg.layers, heads=cfg.heads, key_dim=cfg.key_dim, value_dim=cfg.value_dim, dtype=forecaster.dtype
     )
+
+
+def untraced(config: ForecasterConfig) -> str:
+    """Say why some layers of a model can not be audited, for the message of an error."""
+    layers = ", ".join(f"{n} {name}" for n, name in enumerate(config.layer_mixers))
+    return f"only states of the delta family ({', '.join(MEMBERS)}) can be audited, the model's layers are {layers}"
 
 
 def cohorts(seen: Bools, elapsed: Floats) -> Ints:

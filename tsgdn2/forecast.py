@@ -64,17 +64,19 @@ def to_polars(forecasts: Sequence[Forecast]) -> pl.DataFrame:
     """Forecasts as a frame: stream, time, channel, one column per level; one row per step and channel."""
     import polars as pl
 
-    parts = []
-    for one in forecasts:
-        steps, width, _ = one.quantiles.shape
-        keys = {
-            "stream": [one.stream] * (steps * width),
-            "time": np.repeat(one.times, width),
-            "channel": list(one.channels) * steps,
-        }
-        levels = {str(level): one.quantiles[..., q].reshape(-1) for q, level in enumerate(one.levels)}
-        parts.append(pl.DataFrame({**keys, **levels}).with_columns(pl.col("time").dt.replace_time_zone("UTC")))
-    return pl.concat(parts) if parts else pl.DataFrame()
+    if not forecasts:
+        return pl.DataFrame()
+    first = forecasts[0]
+    rows = [one.quantiles.shape[0] * len(one.channels) for one in forecasts]
+    levels = np.concatenate([one.quantiles.reshape(-1, len(first.levels)) for one in forecasts])
+    columns = {
+        "stream": np.repeat(np.array([one.stream for one in forecasts], dtype=object), rows),
+        "time": np.concatenate([np.repeat(one.times, len(one.channels)) for one in forecasts]),
+        "channel": [name for one in forecasts for name in list(one.channels) * len(one.times)],
+        **{str(level): levels[:, q] for q, level in enumerate(first.levels)},
+    }
+    frame = pl.DataFrame(columns, schema_overrides={"stream": pl.String})
+    return frame.with_columns(pl.col("time").dt.replace_time_zone("UTC"))
 
 
 def probability(y: Floats, quantiles: Floats, levels: Floats) -> Floats:

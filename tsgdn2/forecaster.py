@@ -71,8 +71,8 @@ class Forecaster(nn.Module):
         self.patcher = _patcher(config, static)
         self.wait = WaitHead(config.width, config.quantiles) if config.event_types else None
         self.blocks = nn.ModuleList(
-            Block(config.width, config.mlp, make_mixer(config), config.dropout, config.across)
-            for _ in range(config.layers)
+            Block(config.width, config.mlp, make_mixer(config, layer), config.dropout, config.across)
+            for layer in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
         self.head = HorizonHead(

@@ -1,7 +1,7 @@
 """Everything that fixes the shape and the meaning of a forecaster, checked where it is made.
 
 The fingerprint is over the canonical JSON, so a field that changes its meaning without changing its name or value goes
-unnoticed: rename it instead.
+unnoticed: rename it instead. A field that came later counts where it is not at its default, so that older states stay.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 from tsgdn2 import clock
 from tsgdn2.errors import ConfigError
 from tsgdn2.events.schema import EventSchema
+from tsgdn2.mixers.gates import MEMBERS
 
-MIXERS = ("gdn2", "lstm", "none")
+MIXERS = (*MEMBERS, "mamba3", "mamba3-mimo", "rwkv7", "swa", "lstm", "none")
 MODES = ("independent", "joint", "attention")
 
 
@@ -53,7 +54,12 @@ class ForecasterConfig:
     dropout: float = 0.0
     """Dropout on both residual branches while training."""
     mixer: str = "gdn2"
-    """One of gdn2, lstm, none."""
+    """Memory of every layer, one of MIXERS: a member of the delta family (mixers/gates.py), mamba3, mamba3-mimo,
+    rwkv7, swa (sliding-window attention), lstm or none."""
+    attention_every: int = 0
+    """A hybrid: every n-th layer is swa, the others `mixer`; 0 for none."""
+    attention_window: int = 64
+    """Commits that a layer of swa sees; its state grows with it."""
     decay_from: str = "previous"
     """Whose rate decays an interval: the commit before it ("previous") or the token at its end ("own")."""
     norm_max: float = 256.0
@@ -114,6 +120,11 @@ class ForecasterConfig:
         _require("quantiles", levels, "increasing levels inside (0, 1), at least one", bool(levels) and rising)
         _require("mode", self.mode, f"one of {MODES}", self.mode in MODES)
         _require("mixer", self.mixer, f"one of {MIXERS}", self.mixer in MIXERS)
+        every = self.attention_every
+        allowed = "0, or from 2 to the number of layers (mixer swa is attention in all of them)"
+        _require("attention_every", every, allowed, every == 0 or 2 <= every <= self.layers)
+        _require("attention_window", self.attention_window, ">= 1", self.attention_window >= 1)
+        _require("key_dim", self.key_dim, "even for mamba3", self.key_dim % 2 == 0 or "mamba3" not in self.mixer)
         _require("decay_from", self.decay_from, '"previous" or "own"', self.decay_from in ("previous", "own"))
         _require(
             "channel_identity",
@@ -156,6 +167,22 @@ class ForecasterConfig:
             scale=scale or (1.0,) * len(self.event_marks),
             unknown=self.event_unknown,
         )
+
+    @property
+    def layer_mixers(self) -> tuple[str, ...]:
+        """The mixer of each layer."""
+        every = self.attention_every
+        return tuple("swa" if every and n % every == 0 else self.mixer for n in range(1, self.layers + 1))
+
+    @property
+    def traced_layers(self) -> tuple[int, ...]:
+        """Layers whose memory can be audited: those of the delta family."""
+        return tuple(n for n, name in enumerate(self.layer_mixers) if name in MEMBERS)
+
+    @property
+    def audited(self) -> bool:
+        """Whether the memory of every layer can be audited."""
+        return len(self.traced_layers) == self.layers
 
     @property
     def lanes(self) -> int:
@@ -215,8 +242,13 @@ class ForecasterConfig:
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of the SHA-256 of the canonical JSON."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+        """Sixteen hex digits of the SHA-256 of the canonical JSON without later fields at their defaults."""
+        default = {f.name: f.default for f in fields(self)}
+        values = {n: v for n, v in asdict(self).items() if n not in _LATER or v != default[n]}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_LATER = ("attention_every", "attention_window")
 
 
 def _require(name: str, value: object, allowed: str, ok: bool) -> None:

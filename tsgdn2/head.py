@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
+from tsgdn2.linear import ALIGNED, Linear
+
 
 class HorizonHead(nn.Module):
     """Linear map from a query to H steps of C channels and Q outputs, with covariates and a lag skip where given."""
@@ -35,14 +37,14 @@ class HorizonHead(nn.Module):
         super().__init__()
         self.shape = (horizon, channels, outputs)
         self.rank = rank
-        self.linear = nn.Linear(width, horizon * channels * outputs)
+        self.linear = Linear(width, horizon * channels * outputs)
         nn.init.normal_(self.linear.weight, std=0.02)
         nn.init.zeros_(self.linear.bias)
         self.known = nn.ModuleDict()
         if known:
-            self.known["horizon"] = nn.Linear(known, rank)
-            self.known["query"] = nn.Linear(width, horizon * rank)
-            self.known["out"] = nn.Linear(rank, channels * outputs, bias=False)
+            self.known["horizon"] = Linear(known, rank)
+            self.known["query"] = Linear(width, horizon * rank)
+            self.known["out"] = Linear(rank, channels * outputs, bias=False)
         self.identities = identities
         self.skip = nn.Parameter(torch.zeros(max(1, identities), horizon, lag_skip)) if lag_skip else None
 
@@ -60,6 +62,9 @@ class HorizonHead(nn.Module):
         return torch.as_tensor(out)
 
     def _skip(self, weights: Tensor, lags: Tensor, static: Tensor) -> Tensor:
+        missing = -lags.shape[-2] % ALIGNED
+        if missing and not torch.is_grad_enabled():  # as in linear.py: the lags of every row begin on 16 bytes
+            weights, lags = F.pad(weights, (0, missing)), F.pad(lags, (0, 0, 0, missing))
         if not self.identities:
             return torch.matmul(weights[0], lags)
         own = (static[:, -self.identities :] @ weights.flatten(1)).unflatten(-1, weights.shape[1:])  # [B, H, L]

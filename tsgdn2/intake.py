@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tsgdn2.clock import Steps, Time, stamps_to_ns, to_ns
+from tsgdn2.clock import Steps, Time, check_room, stamps_to_ns, to_ns
 from tsgdn2.errors import ConfigError, SchemaError, StreamError, UnknownChannelError
+from tsgdn2.forecaster_config import ForecasterConfig
 from tsgdn2.scale import Floats
 
 if TYPE_CHECKING:
@@ -28,9 +29,11 @@ def check_stream(stream: str) -> None:
         raise StreamError(f"stream: must be a string that is not empty, got {stream!r}")
 
 
-def step_of(time: Time, period_ns: int) -> int:
-    """Absolute step of a moment."""
-    return to_ns(time) // period_ns
+def step_of(time: Time, config: ForecasterConfig, argument: str = "time") -> int:
+    """Absolute step of a moment that has a patch before it and a horizon after it; StreamError names the argument."""
+    ns = to_ns(time, argument)
+    check_room(np.array([ns]), config.period_ns, _room(config), argument)
+    return ns // config.period_ns
 
 
 def horizon_of(horizon: int | None, longest: int) -> int:
@@ -85,15 +88,29 @@ def check_finite(values: Floats, channels: tuple[str, ...]) -> None:
     if bad.any():
         n, c = np.argwhere(bad)[0]
         raise SchemaError(
-            f"values: row {n}, channel {channels[c]!r} is {values[n, c]!r}; only finite numbers up to {LARGEST:g} and "
-            "NaN (missing) are allowed, clean the source"
+            f"values: row {n}, channel {channels[c]!r} is {float(values[n, c])!r}; only finite numbers up to "
+            f"{LARGEST:g} and NaN (missing) are allowed, clean the source"
         )
 
 
-def frame_rows(frame: pl.DataFrame, channels: tuple[str, ...], period_ns: int) -> tuple[list[str], Steps, Floats]:
+def check_polars(frame: object) -> None:
+    """SchemaError that says how to make a polars DataFrame of what is none."""
+    if hasattr(frame, "get_column") and hasattr(frame, "columns"):
+        return
+    kind = frame.__class__
+    remedy = "make one with pl.DataFrame(..)"
+    if hasattr(frame, "collect"):
+        remedy = "call its .collect() first"
+    elif kind.__module__.startswith("pandas"):
+        remedy = "convert it with pl.from_pandas(frame)"
+    raise SchemaError(f"frame: must be a polars DataFrame, got {kind.__module__}.{kind.__qualname__}; {remedy}")
+
+
+def frame_rows(
+    frame: pl.DataFrame, channels: tuple[str, ...], config: ForecasterConfig
+) -> tuple[list[str], Steps, Floats]:
     """streams, steps [N] and values [N, C] of a frame with columns stream, time and channels."""
-    if not hasattr(frame, "get_column") or not hasattr(frame, "columns"):
-        raise SchemaError(f"frame: must be a polars DataFrame, got {type(frame).__name__}")
+    check_polars(frame)
     missing = [name for name in ("stream", "time") if name not in frame.columns]
     if missing:
         raise SchemaError(f"frame: needs the columns stream and time, {missing} not among {frame.columns}")
@@ -127,4 +144,10 @@ def frame_rows(frame: pl.DataFrame, channels: tuple[str, ...], period_ns: int) -
             raise SchemaError(f"frame: column {name} must hold numbers, got dtype {column.dtype}; cast it")
         values[:, channels.index(name)] = column
     check_finite(values, channels)
-    return [str(s) for s in streams], nanoseconds // period_ns, values
+    check_room(nanoseconds, config.period_ns, _room(config))
+    return [str(s) for s in streams], nanoseconds // config.period_ns, values
+
+
+def _room(config: ForecasterConfig) -> int:
+    """Steps between a moment and the ends of time: patches are anchored before it, forecasts lie after it."""
+    return config.patch_length + config.prediction_length + 2

@@ -68,7 +68,7 @@ class LatePolicy:
         """Check and convert. ConfigError names the argument."""
         if late not in get_args(Late):
             raise ConfigError(f"late: must be one of {get_args(Late)}, got {late!r}")
-        span = _nanoseconds(watermark)
+        span = nanoseconds(watermark)
         steps = -(-span // period_ns)
         if span < 0 or steps > MOST_HELD:
             longest = timedelta(microseconds=min(MOST_HELD * period_ns // 1000, 10**17))
@@ -154,7 +154,8 @@ class LateList:
         self.dropped = int(tensors["dropped"])
 
 
-def _nanoseconds(watermark: Span) -> int:
+def nanoseconds(watermark: Span) -> int:
+    """A watermark in nanoseconds. ConfigError where it is none."""
     convert = getattr(watermark, "to_timedelta64", None)
     span = convert() if convert is not None else watermark  # pandas.Timedelta keeps nanoseconds that timedelta has not
     if isinstance(span, timedelta):

@@ -87,6 +87,8 @@ class OnlinePredictor:
         "tag" beyond them; 8 and 8 unless given). watermark: how long rows wait for others, a timedelta or nanoseconds.
         """
         config = forecaster.config
+        if config.event_types:
+            raise ConfigError("forecaster: this model reads events; use OnlineEvents")
         if config.period_ns == 0:
             raise ConfigError(f"freq: {freq!r} has no fixed period, so it has no absolute grid; stream a fixed one")
         if config.outputs:
@@ -171,7 +173,7 @@ class OnlinePredictor:
         then as it was.
         """
         intake.check_stream(stream)
-        step = intake.step_of(time, self.config.period_ns)
+        step = intake.step_of(time, self.config)
         row = intake.row_values(values, self.channels)[None]
         covariates = self._covariates.known(known, 1, past)
         statics = self._covariates.static(stream, static, opened=stream in self._slots)
@@ -193,9 +195,9 @@ class OnlinePredictor:
 
         known [N, F + G] and past [N, U] beside the frame. Returns stream, time, surprise of every channel
         (`surprise.<channel>`), status; equal to `observe` row by row, bit for bit. A frame with a late row
-        (late="raise") changes nothing.
+        (late="raise") changes nothing. With static features, a stream's first row goes through observe(static=...).
         """
-        names, steps, values = intake.frame_rows(frame, self.channels, self.config.period_ns)
+        names, steps, values = intake.frame_rows(frame, self.channels, self.config)
         covariates = self._covariates.known(known, len(names), past)
         codes, order = np.unique(np.array(names, dtype=object), return_inverse=True)
         fresh = [name for name in dict.fromkeys(names) if name not in self._slots]
@@ -235,7 +237,7 @@ class OnlinePredictor:
         slot = self._slot(stream)
         clock = int(self._route.clock(np.array([slot]))[0])
         if at is not None:
-            step = intake.step_of(at, self.config.period_ns)
+            step = intake.step_of(at, self.config, "at")
             if step < clock:
                 raise StreamError(f"at: {at!r} lies before the stream's clock; a state can not be read in its past")
             clock = step

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tsgdn2 import clock as clock_
+from tsgdn2.linear import Linear
 from tsgdn2.scale import Bools, Floats
 
 Kind = Literal["commit", "query"]
@@ -76,8 +77,8 @@ class SensorPatcher(nn.Module):
         self.period_ns = period_ns
         self.cycles = cycles
         size = patch_length * channels * 2 + channels + 2 * len(cycles) + patch_length * known + static
-        self.commit = nn.Linear(size, width)
-        self.query = nn.Linear(size, width)
+        self.commit = Linear(size, width)
+        self.query = Linear(size, width)
 
     def features(self, windows: Windows) -> Tensor:
         """Features [.., size - static] in the module's dtype; the arithmetic before the cast is float64."""

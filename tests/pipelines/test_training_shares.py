@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tsgdn2.mixers import gdn2
+from tsgdn2.mixers import delta
 from tsgdn2.norm import RMSNorm
 from tsgdn2.pipelines.jobs import QUICKSTART_MODEL
 from tsgdn2.pipelines.loader import WindowSampler
@@ -30,7 +30,7 @@ def test_shares_sum_to_the_step_and_name_every_part():
         assert Share(name, "forward") in found, name
         assert Share(name, "backward") in found, name
     assert [getattr(owner, name, None) for owner, name, _ in SPANS] == before
-    assert "spanned" not in gdn2.gdn2_scan.__qualname__
+    assert "spanned" not in delta.gdn2_scan.__qualname__
     assert WindowSampler.__iter__.__qualname__ == "WindowSampler.__iter__"
 
 

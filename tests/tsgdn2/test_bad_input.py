@@ -67,7 +67,16 @@ def frame(**columns):
 
 
 FAR = frame().with_columns(time=pl.datetime(9999, 12, 31))
+END = pd.Timestamp("2262-04-11 21:00")
+BEGIN = pd.Timestamp("1677-09-21 02:00")
 BAD = {
+    "an end of time without room for a horizon": (StreamError, "time", lambda o: o.observe("s", END, [1, 2])),
+    "a beginning of time without a patch before": (StreamError, "time", lambda o: o.observe("n", BEGIN, [1, 2])),
+    "a frame at the end of time": (StreamError, "time", lambda o: o.observe_many(frame(time=[at(11), END]))),
+    "a forecast from the end of time": (StreamError, "at", lambda o: o.forecast("s", at=END)),
+    "a forecast from beyond time": (StreamError, "at", lambda o: o.forecast("s", at=2**70)),
+    "a frame of pandas": (SchemaError, "frame", lambda o: o.observe_many(frame().to_pandas())),
+    "a frame that is not collected": (SchemaError, "frame", lambda o: o.observe_many(frame().lazy())),
     "values of the wrong shape": (SchemaError, "values", lambda o: o.observe("s", at(11), [1.0, 2.0, 3.0])),
     "values of rank two": (SchemaError, "values", lambda o: o.observe("s", at(11), np.zeros((2, 2)))),
     "values that are text": (SchemaError, "values", lambda o: o.observe("s", at(11), ["1", "x"])),
@@ -246,11 +255,11 @@ def test_a_full_disk_leaves_the_old_checkpoint(online, saved, monkeypatch):
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
-def test_messages_are_one_line(online):
+def test_messages_are_one_line_of_plain_numbers(online):
     for _, _, call in BAD.values():
         with pytest.raises(TsgdnError) as caught:
             call(online)
-        assert not re.search(r"\n", str(caught.value))
+        assert not re.search(r"\n|np\.float", str(caught.value))
 
 
 def test_the_config_survives_json_and_an_unknown_field_is_named():

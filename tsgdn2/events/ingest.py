@@ -25,13 +25,16 @@ from tsgdn2.ingest import waves_of
 from tsgdn2.scale import Bools, Floats
 
 TOGETHER = 256  # commits whose reference forecasts wait for each other: what is in flight stays small
-STATUS = ("new", "earlier", "late")
+STATUS = ("new", "earlier", "late", "held", "duplicate")
+NEW, EARLIER, LATE, HELD, DUPLICATE = range(5)
 
 
 class Plan(NamedTuple):
-    """Rows in segments: status [R]; the rows that are not late, stream by stream; begin and stream of each segment."""
+    """Rows in segments: status [R] and how far behind the newest event each late one is, lag [R] in ns; the rows that
+    are not late, stream by stream; begin and stream of each segment."""
 
     status: Ints
+    lag: Ints
     rows: Ints
     begin: Ints
     stream: Ints
@@ -47,13 +50,14 @@ class EventIngest:
     def plan(self, names: Sequence[str], codes: Ints, slots: Ints, time: Ints, *, late: str) -> Plan:
         """Sort R rows out; codes [R] number U streams, slots [U] are -1 for new ones. Changes nothing.
 
-        LateDataError for the first late row with late="raise"; StreamError for one that leaps too far ahead.
+        LateDataError for the first late row with late="raise"; StreamError for one that leaps too far ahead. Without
+        names [R] the rows have passed both checks before.
         """
         held = np.maximum(slots, 0)
         newest = np.where(slots >= 0, self.slab.newest[held], NONE)
         last = np.where(slots >= 0, self.slab.last[held], NONE)
         if len(codes) == 1:
-            return self._one(names, time, newest, last, late)
+            return self._one(names, codes, time, newest[codes], last[codes], late)
         order = np.argsort(codes, kind="stable")
         code, moment = codes[order], time[order]
         before = _before(code, moment, newest)
@@ -62,9 +66,10 @@ class EventIngest:
         opened = _before(code, patch, np.where(last == NONE, NONE, last // self.span))
         gone = moment < before if self.slab.number else patch < opened
         if gone.any() and late == "raise":
-            self._refuse(names, time, int(order[gone].min()))
-        status = np.empty(len(codes), np.int64)
-        status[order] = np.where(gone, 2, (moment < before).astype(np.int64))
+            self.refuse(names, time, int(order[gone].min()))
+        status, lag = np.empty(len(codes), np.int64), np.empty(len(codes), np.int64)
+        status[order] = np.where(gone, LATE, (moment < before).astype(np.int64))
+        lag[order] = np.where(gone, before - moment, 0)
         keep = ~gone
         code, moment, patch = code[keep], moment[keep], np.maximum(patch, opened)[keep]
         cut = np.ones(len(code), np.bool_)
@@ -72,17 +77,18 @@ class EventIngest:
         if self.slab.number and len(code):
             cut |= self._groups(code, moment, np.where(slots >= 0, self.slab.opened[held], 0), newest)
         begin = np.flatnonzero(cut)
-        return Plan(status, order[keep], begin, code[begin])
+        return Plan(status, lag, order[keep], begin, code[begin])
 
-    def _one(self, names: Sequence[str], time: Ints, newest: Ints, last: Ints, late: str) -> Plan:
+    def _one(self, names: Sequence[str], codes: Ints, time: Ints, newest: Ints, last: Ints, late: str) -> Plan:
         """The plan of a single row, without sorting."""
         self._check_gap(names, np.zeros(1, np.int64), time, newest)
         earlier = bool(time[0] < newest[0])
         gone = earlier and (self.slab.number > 0 or bool(time[0] // self.period_ns // self.span < last[0] // self.span))
         if gone and late == "raise":
-            self._refuse(names, time, 0)
+            self.refuse(names, time, 0)
         rows = np.zeros(0 if gone else 1, np.int64)
-        return Plan(np.array([2 if gone else int(earlier)]), rows, rows, rows)
+        lag = newest - time if gone else np.zeros(1, np.int64)
+        return Plan(np.array([LATE if gone else int(earlier)]), lag, rows, rows, codes[: len(rows)])
 
     def advance(self, plan: Plan, slots: Ints, codes: Ints, events: EventArrays, known: Floats) -> Floats:
         """Take the rows in; slots [U] of all streams, events and known by row. Returns the surprise [R, C]."""
@@ -104,7 +110,7 @@ class EventIngest:
                 self.engine.absorb(slot, events.time[first] // self.period_ns)
             slab.write_events(slot, own, events.take(rows), known[rows])
         self._settle(closings, surprise)
-        np.add.at(slab.counters[:, 1], slots[codes[plan.status == 2]], 1)
+        np.add.at(slab.counters[:, 1], slots[codes[plan.status == LATE]], 1)
         return surprise
 
     def _settle(self, closings: list[tuple[Ints, Closing]], surprise: Floats) -> None:
@@ -133,22 +139,26 @@ class EventIngest:
         return cut
 
     def _check_gap(self, names: Sequence[str], order: Ints, time: Ints, before: Ints) -> None:
-        if self.longest_gap is None:
+        if self.longest_gap is None or not names:
             return
         gap = time - np.where(before == NONE, time, before)
         far = (gap > self.longest_gap) | ((gap < 0) & (time > before) & (before != NONE))  # the second: it overflowed
         if far.any():
-            row = int(order[far].min())
-            raise StreamError(
-                f"time: the event of {names[row]!r} in row {row} leaps more than longest_gap = {self.longest_gap} ns "
-                "ahead of the newest one; mend its stamp, or build the predictor with a longer longest_gap"
-            )
+            self.refuse_leap(names, int(order[far].min()))
 
-    def _refuse(self, names: Sequence[str], time: Ints, row: int) -> None:
+    def refuse_leap(self, names: Sequence[str], row: int) -> None:
+        """StreamError for a row that leaps too far ahead."""
+        raise StreamError(
+            f"time: the event of {names[row]!r} in row {row} leaps more than longest_gap = {self.longest_gap} ns "
+            "ahead of the newest one; mend its stamp, or build the predictor with a longer longest_gap"
+        )
+
+    def refuse(self, names: Sequence[str], time: Ints, row: int) -> None:
+        """LateDataError for a row that is late."""
         what = "before its newest event" if self.slab.number else "in a patch that is closed"
         raise LateDataError(
             f"time: {time[row]} ns of stream {names[row]!r} lies {what}; send events in order, or build the predictor "
-            'with late="drop"'
+            'with a longer watermark, or with late="drop" or "tag"'
         )
 
 

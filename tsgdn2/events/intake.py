@@ -17,7 +17,7 @@ from tsgdn2.clock import Time, stamps_to_ns, to_ns
 from tsgdn2.errors import ConfigError, SchemaError, StreamError
 from tsgdn2.events.schema import EventArrays, EventSchema, Ints
 from tsgdn2.forecaster_config import ForecasterConfig
-from tsgdn2.intake import check_stream, numbers
+from tsgdn2.intake import check_polars, check_stream, numbers
 from tsgdn2.scale import Floats
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Marks = ArrayLike | Mapping[str, float | None] | None
 Gap = timedelta | np.timedelta64 | int | None
+EventId = str | int
+ID = "event_id"
 
 
 class EventIntake:
@@ -37,7 +39,7 @@ class EventIntake:
 
     def moment(self, time: Time, argument: str = "time") -> int:
         """Nanoseconds of a moment that has a patch before it and a horizon after it."""
-        ns = to_ns(time)
+        ns = to_ns(time, argument)
         self._check_limit(np.array([ns]), argument)
         return ns
 
@@ -48,14 +50,24 @@ class EventIntake:
         self.schema.check_marks(row)
         return EventArrays(moments, np.array([self.schema.code(type)], np.int64), row)
 
-    def frame(self, frame: pl.DataFrame) -> tuple[list[str], EventArrays]:
-        """Streams and events [E] of a frame with columns stream, time, and type and marks where there are any."""
-        if not hasattr(frame, "get_column") or not hasattr(frame, "columns"):
-            raise SchemaError(f"frame: must be a polars DataFrame, got {frame.__class__.__name__}")
+    def identity(self, event_id: EventId | None) -> EventId | None:
+        """What tells an event from its copies: a text or an integer; None is none."""
+        if isinstance(event_id, np.integer):
+            return int(event_id)
+        if event_id is None or (isinstance(event_id, str | int) and not isinstance(event_id, bool)):
+            return event_id
+        raise StreamError(f"event_id: must be a string, an integer or None (none), got {event_id!r}; convert it")
+
+    def frame(self, frame: pl.DataFrame) -> tuple[list[str], EventArrays, list[EventId | None] | None]:
+        """Streams and events [E] of a frame with columns stream, time, and type and marks where there are any.
+
+        The last is the column event_id, None where there is none.
+        """
+        check_polars(frame)
         missing = [name for name in ("stream", "time") if name not in frame.columns]
         if missing:
             raise SchemaError(f"frame: needs the columns stream and time, {missing} not among {frame.columns}")
-        unknown = [name for name in frame.columns if name not in ("stream", "time", "type", *self.schema.marks)]
+        unknown = [name for name in frame.columns if name not in ("stream", "time", "type", ID, *self.schema.marks)]
         if unknown:
             raise SchemaError(f"frame: unknown columns {unknown}; marks are {list(self.schema.marks)}, drop the others")
         if frame.height == 0:
@@ -75,7 +87,9 @@ class EventIntake:
                     raise SchemaError(f"frame: column {name} must hold numbers, got dtype {column.dtype}; cast it")
                 marks[:, m] = column.astype(np.float64)
         self.schema.check_marks(marks)
-        return streams, EventArrays(self._moments(frame), self.schema.codes(types), marks)
+        given = ID in frame.columns and ID not in self.schema.marks
+        ids = [self.identity(one) for one in frame.get_column(ID).to_list()] if given else None
+        return streams, EventArrays(self._moments(frame), self.schema.codes(types), marks), ids
 
     def _moments(self, frame: pl.DataFrame) -> Ints:
         stamps = frame.get_column("time").to_numpy()

@@ -3,37 +3,42 @@
     observe: an event of a later patch closes the open one (forecast, then commit); it is added to the open sums
     forecast: one query at any moment after the newest event;   next_event: the same query's time to the next one
 
-Policy: events of the open patch come in any order (its sums then differ in their last bits); one for a closed patch is
-late: an error, or with late="drop" counted and left out. With number windows every event before the newest is late.
-Equal moments are distinct events. A moment in the far future is taken at its word: it closes what is open, and all
-before it is late; longest_gap refuses it. Every argument is checked before anything changes.
+Policy: with a watermark events wait for those that come after them (reorder.py). Without one, those of the open patch
+come in any order (its sums then differ in their last bits). One for a closed patch is late (late.py): an error, or
+counted, or listed; with number windows every event before the newest is. Equal moments are distinct events, unless an
+event_id says that they are one. A moment in the far future is taken at its word: without a watermark it closes what is
+open, and all before it is late; longest_gap refuses it. Every argument is checked before anything changes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from tsgdn2 import checkpoint, intake
+from tsgdn2 import intake
 from tsgdn2.audit import AuditConfig
 from tsgdn2.clock import Time
 from tsgdn2.covariates import Covariates
 from tsgdn2.engine import audit_of
-from tsgdn2.errors import CheckpointError, ConfigError, StreamError, UnknownStreamError
-from tsgdn2.events.engine import Answer, EventEngine
-from tsgdn2.events.ingest import STATUS, EventIngest
-from tsgdn2.events.intake import EventIntake, Gap, Marks, gap_ns
-from tsgdn2.events.patch import step_of, waits
+from tsgdn2.errors import ConfigError, StreamError, UnknownStreamError
+from tsgdn2.events import archive, waits
+from tsgdn2.events.archive import KIND
+from tsgdn2.events.engine import EventEngine
+from tsgdn2.events.ingest import LATE, STATUS, EventIngest
+from tsgdn2.events.intake import EventId, EventIntake, Gap, Marks, gap_ns
+from tsgdn2.events.late import RECENT, EventPolicy, Late, LateEvent, LateEvents
+from tsgdn2.events.patch import step_of
+from tsgdn2.events.reorder import EventReorder
 from tsgdn2.events.slab import COUNTERS, EventSlab
+from tsgdn2.events.waits import NextEvent
 from tsgdn2.forecast import Forecast, to_polars
-from tsgdn2.forecaster import Forecaster, ForecasterConfig
-from tsgdn2.online import Late, Trained, _audit_config
+from tsgdn2.forecaster import Forecaster
+from tsgdn2.late import MOST_HELD, Span
+from tsgdn2.online import Trained
 from tsgdn2.scale import Floats
 from tsgdn2.slab import Ints
 from tsgdn2.standards import Standards
@@ -41,27 +46,20 @@ from tsgdn2.standards import Standards
 if TYPE_CHECKING:
     import polars as pl
 
-SCHEMA = 1
-KIND = "tsgdn2-online-events"
+__all__ = ["KIND", "EventObservation", "NextEvent", "OnlineEvents"]
 
 
 class EventObservation(NamedTuple):
     """What one event did: surprise [C] in bits where it closed a patch or group, else NaN, and status.
 
-    The surprise is that of the closed steps under the forecast made at the commit before, their mean for each target.
-    status: new, earlier (in the open patch, before its newest event), late (left out).
+    The surprise is that of the closed steps under the forecast made at the commit before, their mean for each target;
+    with a watermark, of all that this event's coming released.
+    status: new, earlier (in the open patch, before its newest event), late (left out), held (until the watermark has
+    passed it), duplicate (its event_id is known; left out).
     """
 
     surprise: Floats
     status: str
-
-
-class NextEvent(NamedTuple):
-    """Time to the next event after a moment: waits [Q] at the levels, increasing, timedelta64[ns]."""
-
-    after: np.datetime64
-    levels: tuple[float, ...]
-    waits: NDArray[np.timedelta64]
 
 
 class OnlineEvents:
@@ -74,35 +72,54 @@ class OnlineEvents:
         *,
         freq: str,
         late: Late = "raise",
+        watermark: Span = 0,
         longest_gap: Gap = None,
+        most_held: int = MOST_HELD,
+        recent_ids: int = RECENT,
         audit: AuditConfig | None = None,
     ) -> None:
+        """Begin with no stream. ConfigError names the argument.
+
+        late: what becomes of an event of a closed patch: "raise", "drop" or "tag" (drop, and list in `late_arrivals`).
+        watermark: how long events wait for others, a timedelta or nanoseconds; at most `most_held` of a stream do.
+        recent_ids: how many applied event ids a stream remembers. longest_gap: the largest leap ahead that is taken.
+        """
         config = forecaster.config
         if not config.event_types:
             raise ConfigError("forecaster: this model reads sensors, it has no event_types; use OnlinePredictor")
         if config.outputs:
             raise ConfigError("distr_output: a model with a distribution head can not score a stream; train quantiles")
-        if late not in ("raise", "drop"):
-            raise ConfigError(f'late: must be "raise" or "drop", got {late!r}')
+        self.policy = EventPolicy.of(late, watermark, most_held, recent_ids)
         self.forecaster, self.standards, self.config = forecaster, standards, config
-        self.freq, self.late, self.longest_gap = freq, late, gap_ns(longest_gap)
+        self.freq, self.late, self.longest_gap = freq, self.policy.late, gap_ns(longest_gap)
         self.schema = config.event_schema(standards.mark_mean, standards.mark_scale)
         self.targets = config.event_targets
         self._slots: dict[str, int] = {}
         self._slab = EventSlab(forecaster, self.schema)
         self.audit = audit_of(audit, forecaster)
         self._engine = EventEngine(forecaster, self._slab, self.audit)
-        self._ingest = EventIngest(self._slab, self._engine, self.longest_gap)
+        self._reorder = EventReorder(EventIngest(self._slab, self._engine, self.longest_gap), forecaster, self.policy)
+        self._late = LateEvents(self.schema)
         self._intake = EventIntake(self.schema, config)
         self._covariates = Covariates(config, standards)
 
     @classmethod
     def from_predictor(
-        cls, predictor: Trained, *, late: Late = "raise", longest_gap: Gap = None, audit: AuditConfig | None = None
+        cls,
+        predictor: Trained,
+        *,
+        late: Late = "raise",
+        watermark: Span = 0,
+        longest_gap: Gap = None,
+        most_held: int = MOST_HELD,
+        recent_ids: int = RECENT,
+        audit: AuditConfig | None = None,
     ) -> Self:
         """Stream a trained predictor of events."""
-        model, standards = predictor.forecaster, predictor.standards
-        return cls(model, standards, freq=predictor.freq, late=late, longest_gap=longest_gap, audit=audit)
+        return cls(
+            predictor.forecaster, predictor.standards, freq=predictor.freq, late=late, watermark=watermark,
+            longest_gap=longest_gap, most_held=most_held, recent_ids=recent_ids, audit=audit,
+        )  # fmt: skip
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -111,12 +128,19 @@ class OnlineEvents:
 
     @property
     def state_nbytes(self) -> int:
-        """Bytes of one stream's whole state; the same after one event and after a million."""
-        return self._slab.row_nbytes()
+        """Bytes of one stream's whole state at most; the same after one event and after a million.
+
+        The held events, the copy for forecasts and the identities are in it once there is a watermark or an event_id.
+        """
+        return self._slab.row_nbytes() + self._reorder.row_nbytes()
 
     def counters(self, stream: str) -> dict[str, int]:
-        """Events taken, late events, and events of a type that training never saw (event_unknown="other")."""
-        return dict(zip(COUNTERS, self._slab.counters[self._slot(stream)].tolist(), strict=True))
+        """Events applied, late ones, and those of a type that training never saw (event_unknown="other").
+
+        And duplicates (by event_id), and overflowed: applied before the watermark, because `most_held` were waiting.
+        """
+        slot = self._slot(stream)
+        return dict(zip(COUNTERS, self._slab.counters[slot].tolist(), strict=True)) | self._reorder.counters(slot)
 
     def observe(
         self,
@@ -128,34 +152,39 @@ class OnlineEvents:
         known: ArrayLike | None = None,
         past: ArrayLike | None = None,
         static: ArrayLike | None = None,
+        event_id: EventId | None = None,
     ) -> EventObservation:
         """Update one stream with one event.
 
         type: one of event_types, None is missing. marks: array [M] or {mark: value}, NaN or None is missing. known [F]
-        and past [U]: covariates of its step, the newest ones count; static [R + K] at the first event. Raises
+        and past [U]: covariates of its step, the newest ones count; static [R + K] at the first event. event_id: an
+        event with the id of one that is held, or among the last `recent_ids` applied ones, is a duplicate. Raises
         StreamError, SchemaError, LateDataError; the state is then as it was.
         """
         intake.check_stream(stream)
-        event = self._intake.event(time, type, marks)
+        event, ids = self._intake.event(time, type, marks), [self._intake.identity(event_id)]
         covariates = self._covariates.known(known, 1, past)
         statics = self._covariates.static(stream, static, opened=stream in self._slots)
         codes, slots = np.zeros(1, np.int64), np.array([self._slots.get(stream, -1)])
-        plan = self._ingest.plan([stream], codes, slots, event.time, late=self.late)
+        plan = self._reorder.plan([stream], codes, slots, event, covariates, ids)
         if slots[0] < 0:
             slots[0] = self._open(stream, statics)
-        surprise = self._ingest.advance(plan, slots, codes, event, covariates)
-        return EventObservation(surprise[0], STATUS[int(plan.status[0])])
+        moved = self._reorder.advance(plan, slots, codes, event, covariates)
+        if self.policy.tags:
+            self._late.add(slots, event, moved.status == LATE, moved.lag)
+        return EventObservation(moved.surprise[0], STATUS[int(moved.status[0])])
 
     def observe_many(
         self, frame: pl.DataFrame, *, known: ArrayLike | None = None, past: ArrayLike | None = None
     ) -> pl.DataFrame:
-        """Update many streams: polars columns stream, time, type and marks; rows of a stream in their order.
+        """Update many streams: polars columns stream, time, type, marks, event_id; rows of a stream in their order.
 
-        A column of type or of a mark may be left out: it is missing then. known [E, F] and past [E, U] lie beside the
-        frame. Returns stream, time, surprise of every target (`surprise.<target>`), status; equal to `observe` row by
-        row, bit for bit. A frame with an error in any row changes nothing.
+        A column of type, mark or event_id may be left out: it is missing then. known [E, F] and past [E, U] lie beside
+        the frame. Returns stream, time, surprise of every target (`surprise.<target>`), status; equal to `observe` row
+        by row, bit for bit. A frame with an error in any row changes nothing. Where a model has static
+        features, `observe(static=...)` opens a stream.
         """
-        names, events = self._intake.frame(frame)
+        names, events, ids = self._intake.frame(frame)
         covariates = self._covariates.known(known, len(names), past)
         place = {name: code for code, name in enumerate(dict.fromkeys(names))}
         codes = np.array([place[name] for name in names], np.int64)
@@ -163,12 +192,14 @@ class OnlineEvents:
         fresh = [name for name in place if name not in self._slots]
         for name in fresh:
             self._covariates.static(name, None, opened=False)
-        plan = self._ingest.plan(names, codes, slots, events.time, late=self.late)
+        plan = self._reorder.plan(names, codes, slots, events, covariates, ids)
         for name in fresh:
             slots[place[name]] = self._open(name, None)
-        surprise = self._ingest.advance(plan, slots, codes, events, covariates)
-        columns = {f"surprise.{name}": surprise[:, c] for c, name in enumerate(self.targets)}
-        added = frame.__class__({**columns, "status": np.array(STATUS)[plan.status]})
+        moved = self._reorder.advance(plan, slots, codes, events, covariates)
+        if self.policy.tags:
+            self._late.add(slots[codes], events, moved.status == LATE, moved.lag)
+        columns = {f"surprise.{name}": moved.surprise[:, c] for c, name in enumerate(self.targets)}
+        added = frame.__class__({**columns, "status": np.array(STATUS)[moved.status]})
         return frame.select("stream", "time").hstack(added)
 
     def forecast(
@@ -181,17 +212,20 @@ class OnlineEvents:
         the horizon. Changes nothing. Raises UnknownStreamError, StreamError, ConfigError.
         """
         slot, steps = self._slot(stream), intake.horizon_of(horizon, self.config.prediction_length)
-        clock, covariates = self._clock(slot, at), self._covariates.future(future, steps)
-        answer = self._engine.answer(np.array([slot]), np.array([clock]), covariates)
+        clock, covariates = int(self._clocks(np.array([slot]), at)[0]), self._covariates.future(future, steps)
+        answer = self._reorder.answer(np.array([slot]), np.array([clock]), covariates)
         return self._forecast(stream, clock, answer.quantiles[0, :steps])
 
     def next_event(self, stream: str, *, at: Time | None = None) -> NextEvent:
         """Quantiles of the time from `at` (exclusive, by default right after the newest event) to the next event."""
-        slot = self._slot(stream)
-        clock = self._clock(slot, at)
-        answer = self._answer(np.array([slot]), np.array([clock]))
-        found = waits(answer.waits[0], self.config.period_ns).astype("timedelta64[ns]")
-        return NextEvent(np.datetime64(clock, "ns"), self.config.quantiles, found)
+        return self._next([stream], at)[0]
+
+    def next_event_many(self, streams: Sequence[str], *, at: Time | None = None) -> pl.DataFrame:
+        """`next_event` of many streams in tiles, equal to one by one, bit for bit.
+
+        Returns a polars frame: stream, time (what the waits are counted from), one column of durations per level.
+        """
+        return waits.to_polars(self._next(streams, at))
 
     def forecast_many(
         self,
@@ -207,76 +241,59 @@ class OnlineEvents:
         """
         slots = np.array([self._slot(stream) for stream in streams], np.int64)
         steps = intake.horizon_of(horizon, self.config.prediction_length)
-        clock = np.array([self._clock(slot, at) for slot in slots.tolist()], np.int64)
+        clock = self._clocks(slots, at)
         each = [None] * len(slots) if future is None else list(intake.numbers(future, "future"))
         if len(each) != len(slots):
             raise StreamError(f"future: needs one [H, F] for each of {len(slots)} streams, got {len(each)}")
         if not len(slots):
             return to_polars([])
         covariates = np.concatenate([self._covariates.future(one, steps) for one in each])
-        quantiles = self._engine.answer(slots, clock, covariates).quantiles[:, :steps]
+        quantiles = self._reorder.answer(slots, clock, covariates).quantiles[:, :steps]
         found = zip(streams, clock.tolist(), quantiles, strict=True)
         return to_polars([self._forecast(stream, at_, q) for stream, at_, q in found])
 
+    def late_arrivals(self, *, drain: bool = False) -> list[LateEvent]:
+        """Events that came too late to be used (late="tag"), oldest first; `drain` forgets them."""
+        found = self._late.arrivals(self.streams)
+        if drain:
+            self._late.clear()
+        return found
+
+    def flush(self, stream: str | None = None) -> None:
+        """Apply the events that a stream, or every stream, still holds. UnknownStreamError for a stream unseen."""
+        slots = list(self._slots.values()) if stream is None else [self._slot(stream)]
+        self._reorder.flush(np.array(slots, np.int64))
+
     def save(self, path: str | Path) -> None:
-        """Model, states and audit in one safetensors file: atomic, versioned, checksummed."""
-        tensors = {f"model.{name}": t for name, t in self.forecaster.state_dict().items()}
-        tensors |= self._slab.tensors(len(self._slots))
-        facts = {
-            "config": self.config.to_json(),
-            "standards": self.standards.to_json(),
-            "freq": self.freq,
-            "late": self.late,
-            "longest_gap": "" if self.longest_gap is None else str(self.longest_gap),
-            "streams": json.dumps(list(self._slots)),
-            "fingerprint": self.config.fingerprint,
-            "audit": "",
-        }
-        if self.audit is not None:
-            tensors |= {f"audit.{name}": t for name, t in self.audit.state_tensors().items()}
-            facts["audit"] = json.dumps(asdict(self.audit.config))
-        checkpoint.write(Path(path), tensors, facts, kind=KIND, schema=SCHEMA)
+        """Model, states, events held, identities and audit in one safetensors file: atomic, versioned, checksummed."""
+        archive.write(Path(path), self)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote and go on as if nothing had happened. CheckpointError says what is wrong with it."""
-        tensors, facts = checkpoint.read(Path(path), kind=KIND, schema=SCHEMA)
-        try:
-            config = ForecasterConfig.from_json(facts["config"])
-            forecaster = Forecaster(config).to(tensors["model.norm.weight"].dtype)
-            forecaster.load_state_dict(checkpoint.part(tensors, "model."))
-            online = cls(
-                forecaster,
-                Standards.from_json(facts["standards"]),
-                freq=facts["freq"],
-                late="drop" if facts["late"] == "drop" else "raise",
-                longest_gap=int(facts["longest_gap"]) if facts["longest_gap"] else None,
-                audit=_audit_config(facts["audit"]),
-            )
-            names = json.loads(facts["streams"])
-            online._slab.restore(tensors, len(names))
-            if online.audit is not None:
-                online.audit.load_state_tensors(checkpoint.part(tensors, "audit."))
-        except (KeyError, RuntimeError, TypeError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"path: {path} does not fit this version ({error}); save it again") from error
-        online._slots = {name: slot for slot, name in enumerate(names)}
-        return online
+        return archive.read(Path(path), cls)
 
-    def _answer(self, slots: Ints, clock: Ints) -> Answer:
+    def _next(self, streams: Sequence[str], at: Time | None) -> list[NextEvent]:
+        slots = np.array([self._slot(stream) for stream in streams], np.int64)
+        clock = self._clocks(slots, at)
+        if not len(slots):
+            return []
         nothing = np.zeros((len(slots), self.config.prediction_length, self.config.horizon_covariates))
-        return self._engine.answer(slots, clock, nothing)
+        found = self._reorder.answer(slots, clock, nothing).waits
+        return waits.next_events(streams, clock, found, self.config)
 
-    def _clock(self, slot: int, at: Time | None) -> int:
-        newest = int(self._slab.newest[slot])
+    def _clocks(self, slots: Ints, at: Time | None) -> Ints:
+        """Moments [N] of queries, exclusive."""
+        newest = self._reorder.newest(slots)
         if at is None:
             return newest + 1
         clock = self._intake.moment(at, "at")
-        if clock <= newest:
+        if (clock <= newest).any():
             raise StreamError(
-                f"at: {at!r} is exclusive and must lie after the newest event of the stream, at {newest} ns; a state "
-                "can not be read in its past"
+                f"at: {at!r} is exclusive and must lie after the newest event of the stream, at {newest.max()} ns; a "
+                "state can not be read in its past"
             )
-        return clock
+        return np.full(len(slots), clock)
 
     def _slot(self, stream: str) -> int:
         slot = self._slots.get(stream)

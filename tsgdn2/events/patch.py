@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from tsgdn2.bridge import bridged
 from tsgdn2.events.sums import feature_count, observed_share, token_features
+from tsgdn2.linear import Linear
 from tsgdn2.patch import NEVER_SEEN, Kind, SensorPatcher, Tokens, Windows
 from tsgdn2.scale import Bools, Floats
 
@@ -86,8 +87,8 @@ class EventPatcher(nn.Module):
             cycles=cycles,
         )
         size = self.rows * feature_count(slots, marks) + 2
-        self.commit = nn.Linear(size, width, bias=False)
-        self.query = nn.Linear(size, width, bias=False)
+        self.commit = Linear(size, width, bias=False)
+        self.query = Linear(size, width, bias=False)
 
     def features(self, windows: EventWindows) -> Tensor:
         """What the events add to the cells' features, in the module's dtype; before the cast it is float64."""
@@ -114,7 +115,7 @@ class WaitHead(nn.Module):
 
     def __init__(self, width: int, levels: tuple[float, ...]) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, len(levels))
+        self.linear = Linear(width, len(levels))
         nn.init.normal_(self.linear.weight, std=0.02)
         # waits of a Poisson process with one event per period: -log(1 - level)
         start = torch.log1p(-torch.log1p(-torch.tensor(levels, dtype=torch.float64)))

@@ -152,7 +152,7 @@ class EventSchema:
             row, column = np.argwhere(bad)[0]
             low, high = self._bounds[:, column]
             raise StreamError(
-                f"marks: event {row}, mark {self.marks[column]!r} is {marks[row, column]!r}; it must lie in "
+                f"marks: event {row}, mark {self.marks[column]!r} is {float(marks[row, column])!r}; it must lie in "
                 f"[{low:g}, {high:g}] or be NaN (missing), clean the source or train with wider bounds"
             )
 

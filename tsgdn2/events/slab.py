@@ -57,6 +57,14 @@ class EventSlab(Slab):
         """Steps that are open together."""
         super().__init__(forecaster, capacity)
 
+    def take(self, other: Slab, rows: Ints, into: Ints) -> None:
+        """Copy whole rows [N] of another slab of the same forecaster into rows `into` [N] of this one."""
+        for name in self._fresh(0):
+            getattr(self, name)[into] = getattr(other, name)[rows]
+        target, source = torch.from_numpy(self.lanes(into)), torch.from_numpy(self.lanes(rows))
+        for mine, theirs in zip(_flat(self.state), _flat(other.state), strict=True):
+            mine[target] = theirs[source]
+
     def write_events(self, slots: Ints, own: Ints, events: EventArrays, known: Floats) -> None:
         """Add events to N different streams: own [E] is the place in slots [N] of each, known [E, F] its covariates.
 

@@ -4,7 +4,8 @@ Every mixer has `forward` (a window of packed sequences), `step` (one commit tok
 side; one property test holds them equal. A query reads and never writes, so `read` returns no state.
 
 B sequences, N commits and M queries of all of them end to end, D width. A state is a flat dict of tensors, batch first,
-so that a slab of streams, a checkpoint and a test need no knowledge of the mixer.
+so that a slab of streams, a checkpoint and a test need no knowledge of the mixer. A mixer whose memory is one matrix
+per head under one erase and one write a token (`TracedMixer`) can be audited; of the others it is an error to ask.
 """
 
 from __future__ import annotations
@@ -60,3 +61,13 @@ class Mixer(nn.Module, ABC):
     @abstractmethod
     def read(self, x: Tensor, elapsed: Tensor, state: MixerState) -> Tensor:
         """Answer one query per row, x [B,D], elapsed [B] patches since the last commit; the state stays as it is."""
+
+
+class TracedMixer(Mixer):
+    """A mixer whose state holds `memory` [B,H,K,V], S_t = factor ((I - k e^T) Diag(exp g) S_{t-1} + k z^T)."""
+
+    @abstractmethod
+    def trace(
+        self, x: Tensor, observed: Tensor, elapsed: Tensor, count: Tensor, state: MixerState
+    ) -> tuple[Tensor, MixerState, dict[str, Tensor]]:
+        """`step` that also hands out what the audit needs: k, e, g [B,H,K], z [B,H,V], factor [B,H] of the bound."""

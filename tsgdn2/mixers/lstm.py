@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from tsgdn2.linear import Linear
 from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
 
 
@@ -23,7 +24,7 @@ class LSTMMixer(Mixer):
         super().__init__()
         self.hidden = hidden
         self.cell = nn.LSTMCell(width + 2, hidden)
-        self.output = nn.Linear(hidden, width, bias=False)
+        self.output = Linear(hidden, width, bias=False)
 
     def initial_state(self, batch: int) -> MixerState:
         """hidden and cell, [B, hidden] each."""

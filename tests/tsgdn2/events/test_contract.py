@@ -125,7 +125,7 @@ def test_statuses_follow_the_documented_policy():
     assert online.observe("s", at + 3 * HOUR - 1, "a").status == "late"
     after = everything(online, "s")
     assert all(torch.equal(t, before[n]) for n, t in after.items() if "counters" not in n)
-    assert online.counters("s") == {"events": 4, "late": 1, "unknown": 1}
+    assert online.counters("s") == {"events": 4, "late": 1, "unknown": 1, "duplicates": 0, "overflowed": 0}
     ordered = online_of(random_model(event_window=3))
     ordered.observe("s", at + 2 * HOUR, "a")
     with pytest.raises(LateDataError, match="before its newest"):
