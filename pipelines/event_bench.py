@@ -74,7 +74,7 @@ AZURE: Final = Settings(
     arguments=MappingProxyType(
         {
             "width": 16, "mlp": 32, "patch_length": 6, "half_life": 12.0, "dropout": 0.2, "validation_share": 0.35,
-            "num_batches_per_epoch": 20,
+            "num_batches_per_epoch": 20, "lag_skip": 60, "lr": 2e-3,
         }
     ),
     epochs=8,

@@ -64,7 +64,7 @@ _QUARTER: Final[dict[str, object]] = {"patch_length": 12, "context_length": 768,
 _HOUR: Final[dict[str, object]] = {"patch_length": 8, "context_length": 512, "lag_skip": 168, "half_life": 336.0}
 _JENA: Final[dict[str, object]] = {"channel_identity": True}
 _TENTH: Final[dict[str, object]] = {
-    **_JENA, "patch_length": 12, "context_length": 576, "lag_skip": 288, "half_life": 2016.0,
+    **_JENA, "patch_length": 12, "context_length": 576, "lag_skip": 144, "half_life": 2016.0,
 }  # fmt: skip
 _WEATHER: Final[dict[str, object]] = {
     **_JENA, "patch_length": 6, "context_length": 384, "lag_skip": 72, "half_life": 336.0,

@@ -105,8 +105,9 @@ class Sequences:
         """Sequence of each commit [N]."""
         equal = self.size > 0 and bool((self.length == self.length[0]).all()) and self.length[0] > 0
         self.uniform = int(self.length[0]) if equal else None
-        self.dense = len(self.after) == self.commits and bool((self.after == np.arange(self.commits)).all())
-        """One query after every commit."""
+        behind_each = len(self.after) == self.commits and bool((self.after == np.arange(self.commits)).all())
+        self.dense = behind_each and bool((self.owner == self.own).all())
+        """One query after every commit, each asked by that commit's own sequence."""
 
     @cached_property
     def commit_owner(self) -> Tensor:

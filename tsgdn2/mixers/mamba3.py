@@ -36,7 +36,7 @@ from tsgdn2.errors import ConfigError
 from tsgdn2.linear import Linear, product
 from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
 from tsgdn2.mixers.delta import bound_factor
-from tsgdn2.mixers.subtokens import Finish, SubTokens, asked_behind_each, scan
+from tsgdn2.mixers.subtokens import Finish, SubTokens, scan
 from tsgdn2.sequence import BOUND_EVERY, Ints, Plan, Round, Sequences
 
 _EPS = 1e-6
@@ -115,7 +115,7 @@ class Mamba3Mixer(Mixer):
             query_q = self._turned(query_in, 0, angles.index_select(0, at.held))
             passed = torch.exp(queries.elapsed[:, None] * rates.index_select(0, at.held))
             query_q = query_q * passed[:, None, :, None]
-            if asked_behind_each(at) and not commit_output:
+            if at.dense and not commit_output:
                 tokens = tokens._replace(q=query_q)
                 done = scan(tokens, memory, at.commit_plan, self.norm_max, finish=finish, ends=True)
                 assert done.ends is not None

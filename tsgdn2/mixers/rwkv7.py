@@ -30,7 +30,7 @@ from tsgdn2.adjoints import rms_norm, unit
 from tsgdn2.linear import Linear
 from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
 from tsgdn2.mixers.delta import bound_factor
-from tsgdn2.mixers.subtokens import SubTokens, asked_behind_each, scan
+from tsgdn2.mixers.subtokens import SubTokens, scan
 from tsgdn2.sequence import BOUND_EVERY, Plan
 
 _EPS = 1e-6
@@ -111,7 +111,7 @@ class RWKV7Mixer(Mixer):
             query_gate = self.gate(asked[_GATE])
             passed = torch.exp(queries.elapsed[:, None, None] * rates.index_select(0, at.held))
             query_r = torch.stack([torch.zeros_like(passed), self._heads(self.read_proj(asked[_READ])) * passed], 1)
-            if asked_behind_each(at) and not commit_output:
+            if at.dense and not commit_output:
                 done = scan(tokens._replace(q=query_r), memory, at.commit_plan, self.norm_max, ends=True)
                 assert done.ends is not None
                 query_read, memory = done.reads[:, 1] * done.ends[..., None], done.memory

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tsgdn2.kernels.ops import delta_scan
 from tsgdn2.mixers.delta import bound_factor
-from tsgdn2.sequence import Plan, Round, Sequences
+from tsgdn2.sequence import Plan, Round
 
 Finish = Callable[[int, Round, Tensor], Tensor]
 
@@ -74,8 +74,3 @@ def scan(
         read = plan.order.take(read)
         factors = None if factors is None else plan.order.take(factors)
     return Scanned(read, memory, factors)
-
-
-def asked_behind_each(at: Sequences) -> bool:
-    """One query behind every commit, in their order; a query on a carried state names the row before its own."""
-    return at.dense and bool((at.owner == at.own).all())

@@ -128,6 +128,21 @@ def test_packing_changes_no_gradient(name, commit_output, queries_per_commit):
         assert a is None or torch.allclose(a, b, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", MIXERS)
+def test_a_query_of_a_carried_state_is_not_behind_the_commit_of_another_sequence(name):
+    torch.manual_seed(0)
+    mixer = MIXERS[name]().double()
+    at = Sequences([1, 1], [5, 5], np.array([0, 1]), np.array([1, 1]))
+    start = {n: torch.randn_like(t) * (0.0 if n == "rate" else 1.0) for n, t in mixer.initial_state(2).items()}
+    x = torch.randn(2, D, dtype=torch.float64)
+    commits = Commits(x=x, observed=torch.ones(2).double(), elapsed=torch.ones(2).double(), at=at)
+    queries = Queries(torch.randn(2, D).double(), torch.rand(2).double())
+    _, answers, _ = mixer(commits, queries, start, commit_output=False)
+    own = {n: t[1:] for n, t in start.items()}
+    carried = mixer.read(queries.x[:1], queries.elapsed[:1], own)
+    torch.testing.assert_close(answers[:1], carried, rtol=1e-9, atol=1e-9)
+
+
 def test_queries_leave_nothing_behind():
     torch.manual_seed(0)
     mixer = MIXERS["gdn2"]().double()
