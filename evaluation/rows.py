@@ -133,6 +133,14 @@ def read(path: Path) -> list[Row]:
     return found
 
 
+def mend(path: Path) -> None:
+    """Remove what a killed job left behind the last whole line, so that the next one can go on."""
+    text = path.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        path.write_bytes(text[:whole])
+
+
 def table(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     """Render a Markdown table; what a row lacks is left empty.
 

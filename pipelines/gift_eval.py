@@ -24,7 +24,7 @@ from tsgdn2.datasets.grid import period_ns
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.gift_eval import matching
 from tsgdn2.evaluation.leaderboard import published
-from tsgdn2.evaluation.rows import Row, Value, append, read, row
+from tsgdn2.evaluation.rows import Row, Value, append, mend, read, row
 from tsgdn2.pipelines.gift_eval_report import Standing, page
 from tsgdn2.pipelines.gift_eval_task import Task, key, measure, tasks
 from tsgdn2.pipelines.jobs import Backtest
@@ -38,7 +38,7 @@ HOMES: Final = {"ett1": "ETTm1", "ett2": "ETTm2", "jena_weather": "jena"}
 
 
 def run(job: Backtest) -> None:
-    """Run the job. Errors: those of the data; a model's own error becomes a row."""
+    """Run the job. An error of one task becomes a row, and the same command tries it again."""
     screen = Screen(job.quiet)
     names = [one.name for one in matching(job.configurations)]
     wanted = tasks(job.models, names, job.seeds, job.budget, streaming=job.streaming)
@@ -49,7 +49,7 @@ def run(job: Backtest) -> None:
         raise ConfigError(f"output: {folder} can not be a folder ({error.strerror}); name another one") from error
     file = folder / "rows.jsonl"
     known = _known(file)
-    open_tasks = [task for task in wanted if task.key not in known]
+    open_tasks = [task for task in wanted if not task.answered_by(known.get(task.key))]
     with Run.start(job.experiment, "backtest gift-eval", root=job.runs, tracking_uri=job.tracking_uri,
                    tags={"tsgdn2.job": "backtest", "tsgdn2.protocol": "gift-eval"}) as record:  # fmt: skip
         write_settings(job, folder)
@@ -80,7 +80,10 @@ def run(job: Backtest) -> None:
 
 def _known(file: Path) -> dict[tuple[object, ...], Row]:
     """Rows by their task, the newest of each; failed ones are not known."""
-    rows = read(file) if file.is_file() else []
+    if not file.is_file():
+        return {}
+    mend(file)
+    rows = read(file)
     return {key(one): one for one in rows if "error" not in one.values}
 
 

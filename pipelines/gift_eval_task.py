@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tsgdn2.datasets.frame import STREAM, TIME, channels
 from tsgdn2.datasets.gift_eval import frame_without_markers, gift_eval_frame, without_markers
+from tsgdn2.errors import SchemaError
 from tsgdn2.evaluation.gift_eval import (
     NAIVE,
     SEASONAL_NAIVE,
@@ -72,6 +73,11 @@ class Task:
     def key(self) -> tuple[object, ...]:
         """What makes a row of this task: the same settings, seed and budget."""
         return self.model, self.configuration, self.seed, *_settings(self)
+
+    def answered_by(self, found: Row | None) -> bool:
+        """Whether a row of this key says all that is asked: one that was not streamed does not do where it should."""
+        wanted = self.streaming and self.model == OURS
+        return found is not None and (not wanted or found.values.get("streamed_minus_batch") is not None)
 
 
 def key(found: Row) -> tuple[object, ...]:
@@ -164,9 +170,17 @@ def streamed_minus_batch(
     worst = 0.0
     for number, (item, window) in enumerate(zip(batch.items, batch.windows, strict=True)):
         theirs = streamed[window][:, column[item]].T  # [Q, H]
-        gap = np.abs(theirs - batch.quantiles[number, :, 0]).max()
-        worst = max(worst, float(gap / (spread[column[item]] or 1.0)))
+        name = f"{item}, window {window}"
+        worst = max(worst, difference(theirs, batch.quantiles[number, :, 0], spread[column[item]], name))
     return worst
+
+
+def difference(streamed: Floats, batch: Floats, spread: float, name: str) -> float:
+    """Largest difference of two forecasts in deviations of the channel; SchemaError where one is not finite."""
+    found = float(np.abs(streamed - batch).max() / (spread or 1.0))
+    if not np.isfinite(found):  # a maximum over windows would pass over it
+        raise SchemaError(f"forecasts: those of {name} are not finite, streamed or in a batch")
+    return found
 
 
 def stream_once(predictor: GDN2Predictor, frame: pl.DataFrame, origins: Sequence[int]) -> list[Floats]:

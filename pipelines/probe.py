@@ -22,7 +22,7 @@ import torch
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.probes.suite import MIXERS, PROBES, SMALL, config_of
 from tsgdn2.evaluation.probes.trial import Budget, Trial, run_alone
-from tsgdn2.evaluation.rows import Row, append, read
+from tsgdn2.evaluation.rows import Row, append, mend, read
 from tsgdn2.pipelines.jobs import Probe
 from tsgdn2.pipelines.probe_report import POINTS, page
 from tsgdn2.pipelines.runs import Run
@@ -89,10 +89,7 @@ def finished(path: Path, budget: Budget) -> dict[Trial, Row]:
     """Rows of this budget by their run; what was cut off behind the last whole line is removed from the file."""
     if not path.exists():
         return {}
-    text = path.read_bytes()
-    whole = text.rfind(b"\n") + 1
-    if whole < len(text):
-        path.write_bytes(text[:whole])
+    mend(path)
     found: dict[Trial, Row] = {}
     for row in read(path):
         shape = row.shape

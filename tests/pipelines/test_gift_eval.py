@@ -14,15 +14,15 @@ import polars as pl
 import pytest
 
 from tsgdn2.datasets.catalog import ETT_CHANNELS
-from tsgdn2.errors import ConfigError
+from tsgdn2.errors import ConfigError, SchemaError
 from tsgdn2.evaluation.gift_eval import CONFIGURATIONS, configuration, series
 from tsgdn2.evaluation.leaderboard import published
-from tsgdn2.evaluation.rows import Row, read
+from tsgdn2.evaluation.rows import Row, read, row
 from tsgdn2.pipelines.cli import main
 from tsgdn2.pipelines.gift_eval_recipes import FULL, RECIPES, recipe, seconds
 from tsgdn2.pipelines.gift_eval_report import Standing, page
 from tsgdn2.pipelines.gift_eval_rivals import rival
-from tsgdn2.pipelines.gift_eval_task import measure, tasks
+from tsgdn2.pipelines.gift_eval_task import Task, difference, measure, tasks
 from tsgdn2.pipelines.jobs import Backtest
 
 pytestmark = pytest.mark.usefixtures("at_home")
@@ -75,12 +75,36 @@ def test_a_run_makes_every_row_once_and_sets_it_beside_the_published(capsys: pyt
     assert found.data.metrics["CRPS_relative/seasonal_naive"] == pytest.approx(1.0)
     assert found.data.metrics["MASE/tsgdn2/ett1/D/short"] == rows[2].values["MASE"]
 
-    # again, with another model and two processes: what is there stays as it is, what is not is made
+    # again, with another model and two processes, after a kill in the middle of a line: what is there stays as it is
+    with Path("runs/gift-eval/rows.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"what": "tsgdn')
     assert main([*RUN, "--models", '["tsgdn2","DLinear","naive"]', "--workers", "2"]) == 0
     assert "6 of 8 rows are in" in capsys.readouterr().out
     again = read(Path("runs/gift-eval/rows.jsonl"))
     assert again[:6] == rows
     assert sorted(one.what for one in again[6:]) == ["naive", "naive"]
+
+
+@pytest.mark.parametrize(
+    ("model", "gap", "answered"), [("tsgdn2", None, False), ("tsgdn2", 1e-7, True), ("DLinear", None, True)]
+)
+def test_a_row_that_was_not_streamed_does_not_answer_a_task_that_streams(
+    model: str, gap: float | None, answered: bool
+) -> None:
+    task = Task(model=model, configuration="ett1/W/short", seed=0, budget=20.0)
+    found = row(model, {"configuration": "ett1/W/short"}, seed=0, streamed_minus_batch=gap)
+    assert task.answered_by(found) == answered
+    assert replace(task, streaming=False).answered_by(found)
+    assert not task.answered_by(None)
+
+
+def test_a_forecast_that_is_not_finite_is_no_agreement() -> None:
+    batch = np.zeros((9, 2))
+    assert difference(batch + 0.5, batch, 2.0, "s") == 0.25
+    assert difference(batch + 0.5, batch, 0.0, "a constant channel") == 0.5
+    for bad in (np.nan, np.inf):
+        with pytest.raises(SchemaError, match="window 3 are not finite"):
+            difference(np.where(np.eye(9, 2) > 0, bad, 0.0), batch, 2.0, "s, window 3")
 
 
 @pytest.mark.usefixtures("small")
