@@ -11,17 +11,13 @@ A model that fails on a configuration leaves a row that says so and is tried aga
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from tsgdn2.datasets.catalog import SETS
 from tsgdn2.datasets.gift_eval import FREQUENCIES, gift_eval_frame
 from tsgdn2.datasets.grid import period_ns
-from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.gift_eval import matching
 from tsgdn2.evaluation.leaderboard import published
 from tsgdn2.evaluation.rows import Row, Value, append, mend, read, row
@@ -32,6 +28,7 @@ from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.screen import Screen
 from tsgdn2.pipelines.source import Source
 from tsgdn2.pipelines.training import record_options, write_settings
+from tsgdn2.pipelines.workers import spread
 
 HOMES: Final = {"ett1": "ETTm1", "ett2": "ETTm2", "jena_weather": "jena"}
 """The set of the catalogue that each family is made from."""
@@ -42,11 +39,7 @@ def run(job: Backtest) -> None:
     screen = Screen(job.quiet)
     names = [one.name for one in matching(job.configurations)]
     wanted = tasks(job.models, names, job.seeds, job.budget, streaming=job.streaming)
-    folder = job.output or job.runs / "gift-eval"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output: {folder} can not be a folder ({error.strerror}); name another one") from error
+    folder = replace(job, output=job.output or job.runs / "gift-eval").folder("gift-eval")
     file = folder / "rows.jsonl"
     known = _known(file)
     open_tasks = [task for task in wanted if not task.answered_by(known.get(task.key))]
@@ -59,7 +52,7 @@ def run(job: Backtest) -> None:
         if len(open_tasks) < len(wanted):
             screen.say(f"{len(wanted) - len(open_tasks)} of {len(wanted)} rows are in {file} and are not made again")
         with screen.phase("configurations", total=len(open_tasks)) as phase:
-            for made in _measured(open_tasks, job.workers):
+            for _, made in spread(_attempt, open_tasks, job.workers):
                 append(file, made)
                 screen.say(_line(made))
                 phase.advance()
@@ -85,26 +78,6 @@ def _known(file: Path) -> dict[tuple[object, ...], Row]:
     mend(file)
     rows = read(file)
     return {key(one): one for one in rows if "error" not in one.values}
-
-
-def _measured(open_tasks: Sequence[Task], workers: int) -> Iterator[Row]:
-    """Rows as they are ready; with one worker in this process."""
-    if workers == 1:
-        yield from map(_attempt, open_tasks)
-        return
-    with _pool(min(workers, max(1, len(open_tasks)))) as pool:
-        for done in as_completed([pool.submit(_attempt, task) for task in open_tasks]):
-            yield done.result()
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """New processes, for torch's threads do not survive a fork; what waits is dropped on an error or an interrupt."""
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _attempt(task: Task) -> Row:

@@ -11,13 +11,11 @@ of another budget do not count; rows of another version of the code do, so a new
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Final
-
-import torch
 
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.probes.suite import MIXERS, PROBES, SMALL, config_of
@@ -27,7 +25,9 @@ from tsgdn2.pipelines.jobs import Probe
 from tsgdn2.pipelines.probe_report import POINTS, page
 from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.screen import Screen
+from tsgdn2.pipelines.streaming import one_thread
 from tsgdn2.pipelines.training import record_options, write_settings
+from tsgdn2.pipelines.workers import spread
 
 ROWS: Final = "probe.jsonl"
 SEEDS: Final = {"small": 3, "full": 5}
@@ -100,21 +100,8 @@ def finished(path: Path, budget: Budget) -> dict[Trial, Row]:
 
 def results(missing: Sequence[Trial], budget: Budget, workers: int) -> Iterator[tuple[Trial, Row]]:
     """Run what is missing, in this process for one worker; rows come as they are made, in any order."""
-    if workers == 1:
-        threads = torch.get_num_threads()
-        try:
-            yield from ((trial, run_alone(trial, budget)) for trial in missing)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        try:
-            futures = {pool.submit(run_alone, trial, budget): trial for trial in missing}
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)  # those that run end; no other one begins
-            raise
+    with one_thread() if workers == 1 else nullcontext():
+        yield from spread(partial(run_alone, budget=budget), missing, workers)
 
 
 def _line(trial: Trial, row: Row) -> str:

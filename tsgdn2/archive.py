@@ -9,6 +9,8 @@ An older schema is read as what it was: no row held, no checkpoint, nothing list
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,6 +27,7 @@ from tsgdn2.slab import COUNTERS
 from tsgdn2.standards import Standards
 
 if TYPE_CHECKING:
+    from tsgdn2.events.online import OnlineEvents
     from tsgdn2.online import OnlinePredictor
 
 SCHEMA = 2
@@ -35,36 +38,21 @@ Online = TypeVar("Online", bound="OnlinePredictor")
 
 def write(path: Path, online: OnlinePredictor) -> None:
     """Write atomically; nothing of the predictor changes."""
-    rows = len(online.streams)
-    tensors = {f"model.{name}": t for name, t in online.forecaster.state_dict().items()}
-    tensors |= online._route.tensors(rows) | {f"late.{name}": t for name, t in online._late.tensors().items()}
-    facts = {
-        "config": online.config.to_json(),
-        "standards": online.standards.to_json(),
-        "freq": online.freq,
-        "late": online.policy.to_json(),
-        "channels": json.dumps(online.channels),
-        "streams": json.dumps(list(online.streams)),
-        "fingerprint": online.config.fingerprint,
-        "audit": "",
-    }
-    if online.audit is not None:
-        tensors |= {f"audit.{name}": t for name, t in online.audit.state_tensors().items()}
-        facts["audit"] = json.dumps(asdict(online.audit.config))
+    tensors, facts = shared(online)
+    tensors |= online._route.tensors(len(online.streams))
+    facts["channels"] = json.dumps(online.channels)
     checkpoint.write(path, tensors, facts, kind=KIND, schema=SCHEMA)
 
 
 def read(path: Path, kind: type[Online]) -> Online:
     """Read what `write` wrote. CheckpointError says what is wrong with it."""
     tensors, facts = checkpoint.read(path, kind=KIND, schema=SCHEMA, others=OTHERS)
-    try:
+    with fitting(path):
         config = ForecasterConfig.from_json(facts["config"])
         tensors, facts = _current(tensors, facts, config.patch_length)
         late = LatePolicy.from_json(facts["late"])
-        forecaster = Forecaster(config).to(tensors["model.norm.weight"].dtype)
-        forecaster.load_state_dict(checkpoint.part(tensors, "model."))
         online = kind(
-            forecaster,
+            model_of(config, tensors),
             Standards.from_json(facts["standards"]),
             channels=json.loads(facts["channels"]),
             freq=facts["freq"],
@@ -76,15 +64,53 @@ def read(path: Path, kind: type[Online]) -> Online:
         )
         names = json.loads(facts["streams"])
         online._route.restore(tensors, len(names))
-        online._late.restore(checkpoint.part(tensors, "late."))
-        if online.audit is not None:
-            online.audit.load_state_tensors(checkpoint.part(tensors, "audit."))
+        restore_shared(online, tensors, names)
+    return online
+
+
+def shared(online: OnlinePredictor | OnlineEvents) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and facts that the files of both predictors hold: model, late list, audit, streams."""
+    tensors = {f"model.{name}": t for name, t in online.forecaster.state_dict().items()}
+    tensors |= {f"late.{name}": t for name, t in online._late.tensors().items()}
+    facts = {
+        "config": online.config.to_json(),
+        "standards": online.standards.to_json(),
+        "freq": online.freq,
+        "late": online.policy.to_json(),
+        "streams": json.dumps(list(online.streams)),
+        "fingerprint": online.config.fingerprint,
+        "audit": "",
+    }
+    if online.audit is not None:
+        tensors |= {f"audit.{name}": t for name, t in online.audit.state_tensors().items()}
+        facts["audit"] = json.dumps(asdict(online.audit.config))
+    return tensors, facts
+
+
+def model_of(config: ForecasterConfig, tensors: dict[str, Tensor]) -> Forecaster:
+    """The model that `shared` wrote."""
+    forecaster = Forecaster(config).to(tensors["model.norm.weight"].dtype)
+    forecaster.load_state_dict(checkpoint.part(tensors, "model."))
+    return forecaster
+
+
+def restore_shared(online: OnlinePredictor | OnlineEvents, tensors: dict[str, Tensor], names: list[str]) -> None:
+    """Late list, audit and streams of a predictor whose rows are restored."""
+    online._late.restore(checkpoint.part(tensors, "late."))
+    if online.audit is not None:
+        online.audit.load_state_tensors(checkpoint.part(tensors, "audit."))
+    online._slots = {name: slot for slot, name in enumerate(names)}
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """CheckpointError in the place of what goes wrong with a file that is whole but of another version."""
+    try:
+        yield
     except TsgdnError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"path: {path} does not fit this version ({error}); save it again") from error
-    online._slots = {name: slot for slot, name in enumerate(names)}
-    return online
 
 
 def _current(tensors: dict[str, Tensor], facts: dict[str, str], patch: int) -> tuple[dict[str, Tensor], dict[str, str]]:

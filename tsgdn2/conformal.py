@@ -31,22 +31,17 @@ H horizon, C channels, Q quantiles, K blocks, U pairs from the outermost, N stre
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tsgdn2.audit import AuditConfig
 from tsgdn2.errors import ConfigError
-from tsgdn2.forecaster import Forecaster
 from tsgdn2.ingest import FILLED, NEW, Route
-from tsgdn2.late import Late, Span
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.scale import Floats
 from tsgdn2.slab import NONE, Ints, Slab
-from tsgdn2.standards import Standards
 
 ETA: Final = 0.06
 """Step of the tracker: one miss at 80 % widens by 5 %, one hit narrows by 1.2 %. A larger one follows sooner, and its
@@ -71,36 +66,21 @@ class Calibrated(OnlinePredictor):
     """An OnlinePredictor with calibrated quantiles: same verbs, same file, a little more time and memory.
 
     Begins uncalibrated (factors of 1), from a predictor or from the file of an OnlinePredictor, and learns from what is
-    observed. A file of its own goes on bit for bit; an OnlinePredictor reads it too, without the calibration.
+    observed. A file of its own goes on bit for bit; an OnlinePredictor reads it too, without the calibration. Arguments
+    are those of an OnlinePredictor, but no watermark: a row that is held back would be judged by nobody. ConfigError as
+    there, for a watermark, and where no two levels of the model are a and 1 - a.
     """
 
-    def __init__(
-        self,
-        forecaster: Forecaster,
-        standards: Standards,
-        *,
-        channels: Sequence[str],
-        freq: str,
-        late: Late = "raise",
-        watermark: Span = 0,
-        checkpoints: int | None = None,
-        checkpoint_every: int | None = None,
-        audit: AuditConfig | None = None,
-    ) -> None:
-        """Arguments as OnlinePredictor's, but no watermark: a row that is held back would be judged by nobody.
+    _calibration: Calibration
 
-        ConfigError as there, and where no two levels of the model are a and 1 - a.
-        """
-        super().__init__(
-            forecaster, standards, channels=channels, freq=freq, late=late, watermark=watermark,
-            checkpoints=checkpoints, checkpoint_every=checkpoint_every, audit=audit,
-        )  # fmt: skip
+    def _fronted(self, route: Route) -> Route:
+        """ConfigError for a watermark, and where no two levels of the model are a and 1 - a."""
         if self.policy.steps:
             raise ConfigError(
                 "watermark: must be 0 for calibrated forecasts; sort rows before they come, or do without"
             )
-        self._calibration = Calibration(self._route, self._slab)
-        self._route = self._calibration
+        self._calibration = Calibration(route, self._slab)
+        return self._calibration
 
     @property
     def coverages(self) -> tuple[float, ...]:

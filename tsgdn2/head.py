@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
-from tsgdn2.linear import ALIGNED, Linear
+from tsgdn2.linear import Linear, filled
 
 
 class HorizonHead(nn.Module):
@@ -62,9 +62,7 @@ class HorizonHead(nn.Module):
         return torch.as_tensor(out)
 
     def _skip(self, weights: Tensor, lags: Tensor, static: Tensor) -> Tensor:
-        missing = -lags.shape[-2] % ALIGNED
-        if missing and not torch.is_grad_enabled():  # as in linear.py: the lags of every row begin on 16 bytes
-            weights, lags = F.pad(weights, (0, missing)), F.pad(lags, (0, 0, 0, missing))
+        weights, lags = filled(weights), filled(lags, -2)  # as in linear.py: the lags of every row begin on 16 bytes
         if not self.identities:
             return torch.matmul(weights[0], lags)
         own = (static[:, -self.identities :] @ weights.flatten(1)).unflatten(-1, weights.shape[1:])  # [B, H, L]

@@ -106,22 +106,16 @@ def check_polars(frame: object) -> None:
     raise SchemaError(f"frame: must be a polars DataFrame, got {kind.__module__}.{kind.__qualname__}; {remedy}")
 
 
-def frame_rows(
-    frame: pl.DataFrame, channels: tuple[str, ...], config: ForecasterConfig
-) -> tuple[list[str], Steps, Floats]:
-    """streams, steps [N] and values [N, C] of a frame with columns stream, time and channels."""
+def check_columns(frame: pl.DataFrame) -> None:
+    """SchemaError for what is no polars DataFrame with the columns stream and time."""
     check_polars(frame)
     missing = [name for name in ("stream", "time") if name not in frame.columns]
     if missing:
         raise SchemaError(f"frame: needs the columns stream and time, {missing} not among {frame.columns}")
-    given = [name for name in frame.columns if name not in ("stream", "time")]
-    unknown = [name for name in given if name not in channels]
-    if unknown:
-        raise UnknownChannelError(
-            f"frame: unknown channels {unknown}; this model knows {list(channels)}, drop or rename them"
-        )
-    if not given:
-        raise SchemaError(f"frame: holds no channel; at least one of {list(channels)} must be a column")
+
+
+def frame_streams(frame: pl.DataFrame) -> list[str]:
+    """Streams of a frame's rows [N]. SchemaError for no row, StreamError for a name or a time that is missing."""
     if frame.height == 0:
         raise SchemaError("frame: empty; there is nothing to observe, skip the call")
     for name in ("stream", "time"):
@@ -130,13 +124,33 @@ def frame_rows(
     streams = frame.get_column("stream").to_list()
     for stream in set(streams):
         check_stream(stream)
+    return streams
+
+
+def frame_moments(frame: pl.DataFrame) -> Steps:
+    """Moments of a frame's rows, int64 ns [N]. StreamError for a column that holds something else."""
     stamps = frame.get_column("time").to_numpy()
     if stamps.dtype.kind == "M":
-        nanoseconds = stamps_to_ns(stamps)
-    elif stamps.dtype == np.int64:
-        nanoseconds = stamps
-    else:
+        return stamps_to_ns(stamps)
+    if stamps.dtype != np.int64:
         raise StreamError(f"frame: column time must be Datetime or int64 nanoseconds, got {stamps.dtype}; cast it")
+    return np.asarray(stamps, np.int64)
+
+
+def frame_rows(
+    frame: pl.DataFrame, channels: tuple[str, ...], config: ForecasterConfig
+) -> tuple[list[str], Steps, Floats]:
+    """streams, steps [N] and values [N, C] of a frame with columns stream, time and channels."""
+    check_columns(frame)
+    given = [name for name in frame.columns if name not in ("stream", "time")]
+    unknown = [name for name in given if name not in channels]
+    if unknown:
+        raise UnknownChannelError(
+            f"frame: unknown channels {unknown}; this model knows {list(channels)}, drop or rename them"
+        )
+    if not given:
+        raise SchemaError(f"frame: holds no channel; at least one of {list(channels)} must be a column")
+    streams, nanoseconds = frame_streams(frame), frame_moments(frame)
     values = np.full((frame.height, len(channels)), np.nan)
     for name in given:
         column = frame.get_column(name).to_numpy()

@@ -19,10 +19,15 @@ ALIGNED = 4
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [.., I], weight [O, I], bias [O] -> [.., O]."""
-    missing = -x.shape[-1] % ALIGNED
-    if missing and not torch.is_grad_enabled():
-        x, weight = F.pad(x, (0, missing)), F.pad(weight, (0, missing))
-    return F.linear(x, weight, bias)
+    return F.linear(filled(x), filled(weight), bias)
+
+
+def filled(x: Tensor, dim: int = -1) -> Tensor:
+    """Zeros behind the last entry of `dim`, up to a multiple of ALIGNED; nothing where gradients are asked for."""
+    missing = -x.shape[dim] % ALIGNED
+    if not missing or torch.is_grad_enabled():
+        return x
+    return F.pad(x, (0, 0) * (-1 - dim) + (0, missing))
 
 
 class Linear(nn.Linear):

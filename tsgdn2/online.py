@@ -26,7 +26,7 @@ from tsgdn2.audit import AuditConfig
 from tsgdn2.clock import Time
 from tsgdn2.covariates import Covariates
 from tsgdn2.engine import Engine, audit_of
-from tsgdn2.errors import ConfigError, SchemaError, StreamError, UnknownStreamError
+from tsgdn2.errors import ConfigError, SchemaError, StreamError
 from tsgdn2.forecast import Forecast, to_polars
 from tsgdn2.forecaster import Forecaster, with_channels
 from tsgdn2.ingest import LATE, STATUS, Ingest, Route, waves_of
@@ -34,8 +34,9 @@ from tsgdn2.late import Late, LateArrival, LateList, LatePolicy, Span
 from tsgdn2.reorder import Reorder
 from tsgdn2.rewind import Rewind
 from tsgdn2.scale import Floats
-from tsgdn2.slab import COUNTERS, Ints, Slab
+from tsgdn2.slab import COUNTERS, Slab
 from tsgdn2.standards import Standards
+from tsgdn2.streams import Streams
 
 if TYPE_CHECKING:
     import polars as pl
@@ -64,7 +65,7 @@ class Trained(Protocol):
     freq: str
 
 
-class OnlinePredictor:
+class OnlinePredictor(Streams):
     """Many streams behind two verbs, `observe` and `forecast`, in constant time and memory per observation."""
 
     def __init__(
@@ -110,6 +111,7 @@ class OnlinePredictor:
             self._route = Rewind(self._ingest, forecaster, self.audit, policy)
         if policy.steps:
             self._route = Reorder(self._route, self._ingest, forecaster, policy.steps)
+        self._route = self._fronted(self._route)
         self._late = LateList()
         self._covariates = Covariates(config, standards)
 
@@ -140,11 +142,6 @@ class OnlinePredictor:
             forecaster, predictor.standards, channels=names, freq=predictor.freq, late=late, watermark=watermark,
             checkpoints=checkpoints, checkpoint_every=checkpoint_every, audit=audit,
         )  # fmt: skip
-
-    @property
-    def streams(self) -> tuple[str, ...]:
-        """Names of the streams seen, in the order of their first observation."""
-        return tuple(self._slots)
 
     @property
     def state_nbytes(self) -> int:
@@ -181,7 +178,7 @@ class OnlinePredictor:
         slot = self._slots.get(stream)
         if slot is not None and self.policy.late == "raise":
             self._ingest.check_late([stream], steps, row, self._slab.last[[slot]])
-        slots = np.array([self._open(stream, statics) if slot is None else slot])
+        slots = np.array([self._open(stream, statics, self.channels) if slot is None else slot])
         surprise, status = self._route.advance(slots, steps, row, covariates)
         self._ingest.tally(slots, status)
         if status[0] == LATE and self.policy.tags:
@@ -209,7 +206,7 @@ class OnlinePredictor:
             known_slots = np.array([self._slots.get(name, -1) for name in codes], np.int64)
             self._route.check(names, known_slots, order, waves, steps, values)
         for name in fresh:
-            self._open(name, None)
+            self._open(name, None, self.channels)
         slots = np.array([self._slots[name] for name in codes], np.int64)[order]
         surprise, status = np.empty((len(names), len(self.channels))), np.empty(len(names), np.int64)
         lag = np.zeros(len(names), np.int64)
@@ -287,24 +284,9 @@ class OnlinePredictor:
         """Read what `save` wrote and go on as if nothing had happened. CheckpointError says what is wrong with it."""
         return archive.read(Path(path), cls)
 
-    def _slot(self, stream: str) -> int:
-        slot = self._slots.get(stream)
-        if slot is None:
-            known = ", ".join(list(self._slots)[:5]) or "none yet"
-            raise UnknownStreamError(f"stream: {stream!r} has not been observed (known: {known}); observe it first")
-        return slot
-
-    def _open(self, stream: str, statics: tuple[Floats, Ints] | None) -> int:
-        """A row for a new stream; everything about it has been checked."""
-        slot = len(self._slots)
-        self._slab.reserve(slot + 1)
-        if self.audit is not None:
-            self.audit.allocate(self._slab.capacity * self.config.lanes)
-        self._slab.prior[slot] = self.standards.prior_scale(stream, self.channels)
-        if statics is not None:
-            self._slab.static_real[slot], self._slab.static_categories[slot] = statics
-        self._slots[stream] = slot
-        return slot
+    def _fronted(self, route: Route) -> Route:
+        """What rows go through first; a subclass may put its own in front."""
+        return route
 
     def _forecast(self, stream: str, clock: int, quantiles: Floats) -> Forecast:
         steps = clock + 1 + np.arange(len(quantiles))

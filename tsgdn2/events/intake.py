@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tsgdn2.clock import Time, stamps_to_ns, to_ns
+from tsgdn2.clock import Time, to_ns
 from tsgdn2.errors import ConfigError, SchemaError, StreamError
 from tsgdn2.events.schema import EventArrays, EventSchema, Ints
 from tsgdn2.forecaster_config import ForecasterConfig
-from tsgdn2.intake import check_polars, check_stream, numbers
+from tsgdn2.intake import check_columns, frame_moments, frame_streams, numbers
 from tsgdn2.scale import Floats
 
 if TYPE_CHECKING:
@@ -63,21 +63,11 @@ class EventIntake:
 
         The last is the column event_id, None where there is none.
         """
-        check_polars(frame)
-        missing = [name for name in ("stream", "time") if name not in frame.columns]
-        if missing:
-            raise SchemaError(f"frame: needs the columns stream and time, {missing} not among {frame.columns}")
+        check_columns(frame)
         unknown = [name for name in frame.columns if name not in ("stream", "time", "type", ID, *self.schema.marks)]
         if unknown:
             raise SchemaError(f"frame: unknown columns {unknown}; marks are {list(self.schema.marks)}, drop the others")
-        if frame.height == 0:
-            raise SchemaError("frame: empty; there is nothing to observe, skip the call")
-        for name in ("stream", "time"):
-            if frame.get_column(name).null_count():
-                raise StreamError(f"frame: column {name} has nulls (missing times or names); drop those rows")
-        streams = frame.get_column("stream").to_list()
-        for stream in set(streams):
-            check_stream(stream)
+        streams = frame_streams(frame)
         types = frame.get_column("type").to_list() if "type" in frame.columns else [None] * frame.height
         marks = np.full((frame.height, len(self.schema.marks)), np.nan)
         for m, name in enumerate(self.schema.marks):
@@ -92,13 +82,9 @@ class EventIntake:
         return streams, EventArrays(self._moments(frame), self.schema.codes(types), marks), ids
 
     def _moments(self, frame: pl.DataFrame) -> Ints:
-        stamps = frame.get_column("time").to_numpy()
-        if stamps.dtype.kind == "M":
-            stamps = stamps_to_ns(stamps)
-        elif stamps.dtype != np.int64:
-            raise StreamError(f"frame: column time must be Datetime or int64 nanoseconds, got {stamps.dtype}; cast it")
-        self._check_limit(stamps, "time")
-        return np.asarray(stamps, np.int64)
+        moments = frame_moments(frame)
+        self._check_limit(moments, "time")
+        return moments
 
     def _row(self, marks: Marks) -> Floats:
         names = self.schema.marks

@@ -24,7 +24,7 @@ from tsgdn2.audit import AuditConfig
 from tsgdn2.clock import Time
 from tsgdn2.covariates import Covariates
 from tsgdn2.engine import audit_of
-from tsgdn2.errors import ConfigError, StreamError, UnknownStreamError
+from tsgdn2.errors import ConfigError, StreamError
 from tsgdn2.events import archive, waits
 from tsgdn2.events.archive import KIND
 from tsgdn2.events.engine import EventEngine
@@ -42,6 +42,7 @@ from tsgdn2.online import Trained
 from tsgdn2.scale import Floats
 from tsgdn2.slab import Ints
 from tsgdn2.standards import Standards
+from tsgdn2.streams import Streams
 
 if TYPE_CHECKING:
     import polars as pl
@@ -62,7 +63,7 @@ class EventObservation(NamedTuple):
     status: str
 
 
-class OnlineEvents:
+class OnlineEvents(Streams):
     """Many streams of events behind two verbs, `observe` and `forecast`, in constant time and memory per event."""
 
     def __init__(
@@ -122,11 +123,6 @@ class OnlineEvents:
         )  # fmt: skip
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """Names of the streams seen, in the order of their first event."""
-        return tuple(self._slots)
-
-    @property
     def state_nbytes(self) -> int:
         """Bytes of one stream's whole state at most; the same after one event and after a million.
 
@@ -168,7 +164,7 @@ class OnlineEvents:
         codes, slots = np.zeros(1, np.int64), np.array([self._slots.get(stream, -1)])
         plan = self._reorder.plan([stream], codes, slots, event, covariates, ids)
         if slots[0] < 0:
-            slots[0] = self._open(stream, statics)
+            slots[0] = self._open(stream, statics, self.targets)
         moved = self._reorder.advance(plan, slots, codes, event, covariates)
         if self.policy.tags:
             self._late.add(slots, event, moved.status == LATE, moved.lag)
@@ -194,7 +190,7 @@ class OnlineEvents:
             self._covariates.static(name, None, opened=False)
         plan = self._reorder.plan(names, codes, slots, events, covariates, ids)
         for name in fresh:
-            slots[place[name]] = self._open(name, None)
+            slots[place[name]] = self._open(name, None, self.targets)
         moved = self._reorder.advance(plan, slots, codes, events, covariates)
         if self.policy.tags:
             self._late.add(slots[codes], events, moved.status == LATE, moved.lag)
@@ -294,25 +290,6 @@ class OnlineEvents:
                 "state can not be read in its past"
             )
         return np.full(len(slots), clock)
-
-    def _slot(self, stream: str) -> int:
-        slot = self._slots.get(stream)
-        if slot is None:
-            known = ", ".join(list(self._slots)[:5]) or "none yet"
-            raise UnknownStreamError(f"stream: {stream!r} has not been observed (known: {known}); observe it first")
-        return slot
-
-    def _open(self, stream: str, statics: tuple[Floats, Ints] | None) -> int:
-        """A row for a new stream; everything about it has been checked."""
-        slot = len(self._slots)
-        self._slab.reserve(slot + 1)
-        if self.audit is not None:
-            self.audit.allocate(self._slab.capacity * self.config.lanes)
-        self._slab.prior[slot] = self.standards.prior_scale(stream, self.targets)
-        if statics is not None:
-            self._slab.static_real[slot], self._slab.static_categories[slot] = statics
-        self._slots[stream] = slot
-        return slot
 
     def _forecast(self, stream: str, clock: int, quantiles: Floats) -> Forecast:
         steps = step_of(np.array(clock), self.config.period_ns) + 1 + np.arange(len(quantiles))

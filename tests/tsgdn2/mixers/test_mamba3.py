@@ -12,51 +12,9 @@ from torch.nn.functional import silu, softplus
 from tsgdn2.errors import ConfigError
 from tsgdn2.mixers.contract import Commits, Queries
 from tsgdn2.mixers.mamba3 import Mamba3Mixer
-from tsgdn2.sequence import Sequences
 
 D = 12
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
-
-
-def streams(rng, lengths, counts, places):
-    """Packed commits with gaps and half-seen tokens, and queries at `places` ("one" behind each commit, "any")."""
-    after, owner, offset = [], [], 0
-    for row, length in enumerate(lengths):
-        for place in range(-1, length):
-            times = int(place >= 0) if places == "one" else int(rng.integers(0, 3))
-            after += [offset + place] * times
-            owner += [row] * times
-        offset += length
-    order = np.arange(len(after)) if places == "one" else rng.permutation(len(after))
-    at = Sequences(lengths, counts, np.array(after, np.int64)[order], np.array(owner, np.int64)[order])
-    x, asked = (torch.from_numpy(rng.normal(size=(n, D))) for n in (offset, len(after)))
-    seen = torch.from_numpy(rng.choice([0.0, 0.25, 1.0, 1.0], size=offset))
-    elapsed = torch.from_numpy(rng.choice([0.5, 1.0, 1.0, 3.5, 1e4], size=offset))
-    return Commits(x, seen, elapsed, at), Queries(asked, torch.from_numpy(rng.random(len(after)) * 3))
-
-
-def carried(mixer, rows):
-    """A state that a stream could be in; rates are not above 0."""
-    state = {name: torch.randn_like(t) for name, t in mixer.initial_state(rows).items()}
-    return state | {"rate": -state["rate"].abs()}
-
-
-def stepped(mixer, commits, queries, start, counts):
-    """The same window token by token: commit outputs [N,D], query outputs [M,D], states."""
-    y, read, states = torch.empty_like(commits.x), torch.empty_like(queries.x), []
-    at = commits.at
-    for row in range(at.size):
-        state = {name: t[row : row + 1] for name, t in start.items()}
-        for n in range(int(at.offsets[row]) - 1, int(at.offsets[row + 1])):
-            if n >= at.offsets[row]:
-                done = torch.tensor([counts[row] + n - int(at.offsets[row])])
-                one = slice(n, n + 1)
-                token = commits.x[one], commits.observed[one], commits.elapsed[one]
-                y[n], state = mixer.step(*token, done, state)
-            for m in np.flatnonzero((at.owner == row) & (at.after == n)):
-                read[m] = mixer.read(queries.x[m : m + 1], queries.elapsed[m : m + 1], state)
-        states.append(state)
-    return y, read, {name: torch.cat([state[name] for state in states]) for name in start}
 
 
 def mamba(rank, norm_max=0.3):
@@ -106,14 +64,14 @@ def recurrence(mixer, x, observed, elapsed):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_forward_and_step_are_the_complex_recurrence_of_the_paper(rank):
+def test_forward_and_step_are_the_complex_recurrence_of_the_paper(window, rank):
     mixer = mamba(rank, norm_max=1e9)
-    commits, queries = streams(np.random.default_rng(rank), [70], [0], "one")
+    commits, queries = window.streams(np.random.default_rng(rank), [70], [0], "one")
     commits = commits._replace(elapsed=commits.elapsed.clamp_max(3.5))
     with torch.no_grad():
         expected = recurrence(mixer, commits.x, commits.observed, commits.elapsed)
         y, _, _ = mixer(commits, queries, mixer.initial_state(1), commit_output=True)
-        steps, _, _ = stepped(mixer, commits, queries, mixer.initial_state(1), [0])
+        steps, _, _ = window.stepped(mixer, commits, queries, mixer.initial_state(1), [0])
     assert torch.allclose(y, expected, **TIGHT)
     assert torch.allclose(steps, expected, **TIGHT)
 
@@ -126,16 +84,16 @@ def test_forward_and_step_are_the_complex_recurrence_of_the_paper(rank):
     seed=st.integers(0, 10**6), tokens=st.sampled_from([0, 1, 5, 63, 66]), count=st.sampled_from([0, 1, 63]),
     equal=st.booleans(),
 )  # fmt: skip
-def test_a_window_equals_its_steps_and_reads(rank, places, commit_output, seed, tokens, count, equal):
+def test_a_window_equals_its_steps_and_reads(window, rank, places, commit_output, seed, tokens, count, equal):
     rng = np.random.default_rng(seed)
     mixer = mamba(rank)
     lengths = [tokens, *([tokens] * 2 if equal else rng.integers(0, tokens + 1, size=2).tolist())]
     counts = [count, *([count] * 2 if equal else rng.integers(0, 130, size=2).tolist())]
-    commits, queries = streams(rng, lengths, counts, places)
-    start = carried(mixer, 3)
+    commits, queries = window.streams(rng, lengths, counts, places)
+    start = window.carried(mixer, 3)
     with torch.no_grad():
         y, read, after = mixer(commits, queries, start, commit_output=commit_output)
-        y_steps, read_steps, after_steps = stepped(mixer, commits, queries, start, counts)
+        y_steps, read_steps, after_steps = window.stepped(mixer, commits, queries, start, counts)
     assert (y is None) != commit_output
     assert y is None or torch.allclose(y, y_steps, **TIGHT)
     assert torch.allclose(read, read_steps, **TIGHT)
@@ -145,12 +103,12 @@ def test_a_window_equals_its_steps_and_reads(rank, places, commit_output, seed, 
 
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("places", ["one", "any"])
-def test_gradients_are_those_of_the_steps(rank, places):
+def test_gradients_are_those_of_the_steps(window, rank, places):
     mixer = mamba(rank)
-    commits, queries = streams(np.random.default_rng(5), [9, 3, 0], [60, 0, 9], places)
-    start = carried(mixer, 3)
+    commits, queries = window.streams(np.random.default_rng(5), [9, 3, 0], [60, 0, 9], places)
+    start = window.carried(mixer, 3)
     gradients = []
-    for run in (mixer, lambda *window, commit_output: stepped(mixer, *window, [60, 0, 9])):
+    for run in (mixer, lambda *tokens, commit_output: window.stepped(mixer, *tokens, [60, 0, 9])):
         y, read, after = run(commits, queries, start, commit_output=places == "any")
         parts = [read, *after.values(), *([y] if y is not None and places == "any" else [])]
         loss = sum((p * torch.linspace(0.5, 1.5, p.shape[-1], dtype=p.dtype)).square().sum() for p in parts)
@@ -161,10 +119,10 @@ def test_gradients_are_those_of_the_steps(rank, places):
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_queries_leave_nothing_behind_and_an_unseen_token_writes_nothing(rank):
+def test_queries_leave_nothing_behind_and_an_unseen_token_writes_nothing(window, rank):
     mixer = mamba(rank)
-    commits, queries = streams(np.random.default_rng(0), [70, 41], [0, 3], "any")
-    start = carried(mixer, 2)
+    commits, queries = window.streams(np.random.default_rng(0), [70, 41], [0, 3], "any")
+    start = window.carried(mixer, 2)
     with torch.no_grad():
         _, _, with_queries = mixer(commits, queries, start, commit_output=True)
         _, _, without = mixer(commits, None, start, commit_output=False)
@@ -176,16 +134,16 @@ def test_queries_leave_nothing_behind_and_an_unseen_token_writes_nothing(rank):
     assert torch.allclose(after["memory"], faded, rtol=1e-14, atol=0)
 
 
-def test_the_angle_stays_in_one_turn_and_a_long_window_of_floats_equals_its_steps():
+def test_the_angle_stays_in_one_turn_and_a_long_window_of_floats_equals_its_steps(window):
     mixer = mamba(1).float()
     with torch.no_grad():
         mixer.in_proj.weight.mul_(20.0)  # many turns a token
-    commits, queries = streams(np.random.default_rng(1), [400], [0], "one")
+    commits, queries = window.streams(np.random.default_rng(1), [400], [0], "one")
     commits = Commits(*(t.float() for t in commits[:3]), commits.at)
     queries = Queries(queries.x.float(), queries.elapsed.float())
     with torch.no_grad():
         _, _, after = mixer(commits, None, mixer.initial_state(1), commit_output=False)
-        _, _, steps = stepped(mixer, commits, queries, mixer.initial_state(1), [0])
+        _, _, steps = window.stepped(mixer, commits, queries, mixer.initial_state(1), [0])
     assert after["angle"].abs().max() <= math.pi
     apart = torch.remainder(after["angle"] - steps["angle"] + math.pi, 2 * math.pi) - math.pi
     assert apart.abs().max() < 2e-3

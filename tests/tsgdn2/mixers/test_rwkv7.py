@@ -8,53 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tsgdn2.mixers.contract import Commits, Queries
 from tsgdn2.mixers.rwkv7 import RWKV7Mixer
-from tsgdn2.sequence import Sequences
 
 D = 12
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
-
-
-def streams(rng, lengths, counts, places):
-    """Packed commits with gaps and half-seen tokens, and queries at `places` ("one" behind each commit, "any")."""
-    after, owner, offset = [], [], 0
-    for row, length in enumerate(lengths):
-        for place in range(-1, length):
-            times = int(place >= 0) if places == "one" else int(rng.integers(0, 3))
-            after += [offset + place] * times
-            owner += [row] * times
-        offset += length
-    order = np.arange(len(after)) if places == "one" else rng.permutation(len(after))
-    at = Sequences(lengths, counts, np.array(after, np.int64)[order], np.array(owner, np.int64)[order])
-    x, asked = (torch.from_numpy(rng.normal(size=(n, D))) for n in (offset, len(after)))
-    seen = torch.from_numpy(rng.choice([0.0, 0.25, 1.0, 1.0], size=offset))
-    elapsed = torch.from_numpy(rng.choice([0.5, 1.0, 1.0, 3.5, 1e4], size=offset))
-    return Commits(x, seen, elapsed, at), Queries(asked, torch.from_numpy(rng.random(len(after)) * 3))
-
-
-def carried(mixer, rows):
-    """A state that a stream could be in; rates are not above 0."""
-    state = {name: torch.randn_like(t) for name, t in mixer.initial_state(rows).items()}
-    return state | {"rate": -state["rate"].abs()}
-
-
-def stepped(mixer, commits, queries, start, counts):
-    """The same window token by token: commit outputs [N,D], query outputs [M,D], states."""
-    y, read, states = torch.empty_like(commits.x), torch.empty_like(queries.x), []
-    at = commits.at
-    for row in range(at.size):
-        state = {name: t[row : row + 1] for name, t in start.items()}
-        for n in range(int(at.offsets[row]) - 1, int(at.offsets[row + 1])):
-            if n >= at.offsets[row]:
-                done = torch.tensor([counts[row] + n - int(at.offsets[row])])
-                one = slice(n, n + 1)
-                token = commits.x[one], commits.observed[one], commits.elapsed[one]
-                y[n], state = mixer.step(*token, done, state)
-            for m in np.flatnonzero((at.owner == row) & (at.after == n)):
-                read[m] = mixer.read(queries.x[m : m + 1], queries.elapsed[m : m + 1], state)
-        states.append(state)
-    return y, read, {name: torch.cat([state[name] for state in states]) for name in start}
 
 
 def rwkv(norm_max=0.3):
@@ -97,14 +54,14 @@ def recurrence(mixer, x, observed, elapsed):
     return torch.stack(outputs)
 
 
-def test_forward_and_step_are_the_recurrence_of_the_paper():
+def test_forward_and_step_are_the_recurrence_of_the_paper(window):
     mixer = rwkv(norm_max=1e9)
-    commits, queries = streams(np.random.default_rng(1), [70], [0], "one")
+    commits, queries = window.streams(np.random.default_rng(1), [70], [0], "one")
     commits = commits._replace(elapsed=commits.elapsed.clamp_max(3.5))
     with torch.no_grad():
         expected = recurrence(mixer, commits.x, commits.observed, commits.elapsed)
         y, _, _ = mixer(commits, queries, mixer.initial_state(1), commit_output=True)
-        steps, _, _ = stepped(mixer, commits, queries, mixer.initial_state(1), [0])
+        steps, _, _ = window.stepped(mixer, commits, queries, mixer.initial_state(1), [0])
     assert torch.allclose(y, expected, **TIGHT)
     assert torch.allclose(steps, expected, **TIGHT)
 
@@ -116,17 +73,17 @@ def test_forward_and_step_are_the_recurrence_of_the_paper():
     seed=st.integers(0, 10**6), tokens=st.sampled_from([0, 1, 5, 63, 66]), count=st.sampled_from([0, 1, 63]),
     equal=st.booleans(),
 )  # fmt: skip
-def test_a_window_equals_its_steps_and_reads(places, commit_output, seed, tokens, count, equal):
+def test_a_window_equals_its_steps_and_reads(window, places, commit_output, seed, tokens, count, equal):
     rng = np.random.default_rng(seed)
     mixer = rwkv()
     lengths = [tokens, *([tokens] * 2 if equal else rng.integers(0, tokens + 1, size=2).tolist())]
     counts = [count, *([count] * 2 if equal else rng.integers(0, 130, size=2).tolist())]
-    commits, queries = streams(rng, lengths, counts, places)
-    start = carried(mixer, 3)
+    commits, queries = window.streams(rng, lengths, counts, places)
+    start = window.carried(mixer, 3)
     start["rate"] = -math.exp(-0.5) * start["rate"].sigmoid()
     with torch.no_grad():
         y, read, after = mixer(commits, queries, start, commit_output=commit_output)
-        y_steps, read_steps, after_steps = stepped(mixer, commits, queries, start, counts)
+        y_steps, read_steps, after_steps = window.stepped(mixer, commits, queries, start, counts)
     assert (y is None) != commit_output
     assert y is None or torch.allclose(y, y_steps, **TIGHT)
     assert torch.allclose(read, read_steps, **TIGHT)
@@ -135,12 +92,12 @@ def test_a_window_equals_its_steps_and_reads(places, commit_output, seed, tokens
 
 
 @pytest.mark.parametrize("places", ["one", "any"])
-def test_gradients_are_those_of_the_steps(places):
+def test_gradients_are_those_of_the_steps(window, places):
     mixer = rwkv()
-    commits, queries = streams(np.random.default_rng(5), [9, 3, 0], [60, 0, 9], places)
-    start = carried(mixer, 3)
+    commits, queries = window.streams(np.random.default_rng(5), [9, 3, 0], [60, 0, 9], places)
+    start = window.carried(mixer, 3)
     gradients = []
-    for run in (mixer, lambda *window, commit_output: stepped(mixer, *window, [60, 0, 9])):
+    for run in (mixer, lambda *tokens, commit_output: window.stepped(mixer, *tokens, [60, 0, 9])):
         y, read, after = run(commits, queries, start, commit_output=places == "any")
         parts = [read, *after.values(), *([y] if y is not None and places == "any" else [])]
         loss = sum((p * torch.linspace(0.5, 1.5, p.shape[-1], dtype=p.dtype)).square().sum() for p in parts)
@@ -153,10 +110,10 @@ def test_gradients_are_those_of_the_steps(places):
         assert one.abs().max() > 0, name
 
 
-def test_queries_leave_nothing_behind_and_an_unseen_token_writes_and_erases_nothing():
+def test_queries_leave_nothing_behind_and_an_unseen_token_writes_and_erases_nothing(window):
     mixer = rwkv()
-    commits, queries = streams(np.random.default_rng(0), [70, 41], [0, 3], "any")
-    start = carried(mixer, 2)
+    commits, queries = window.streams(np.random.default_rng(0), [70, 41], [0, 3], "any")
+    start = window.carried(mixer, 2)
     with torch.no_grad():
         _, _, with_queries = mixer(commits, queries, start, commit_output=True)
         _, _, without = mixer(commits, None, start, commit_output=False)
@@ -168,10 +125,10 @@ def test_queries_leave_nothing_behind_and_an_unseen_token_writes_and_erases_noth
     assert torch.allclose(after["memory"], faded, rtol=1e-14, atol=0)
 
 
-def test_a_very_long_gap_leaves_no_state_and_no_nan():
+def test_a_very_long_gap_leaves_no_state_and_no_nan(window):
     mixer = rwkv().float()
     token = torch.randn(1, D), torch.ones(1), torch.full((1,), 1e9)
-    start = {name: t.float() for name, t in carried(mixer, 1).items()}
+    start = {name: t.float() for name, t in window.carried(mixer, 1).items()}
     with torch.no_grad():
         y, after = mixer.step(*token, torch.tensor([4]), start)
         fresh = mixer.step(*token, torch.tensor([4]), start | {"memory": torch.zeros_like(start["memory"])})[1]
