@@ -6,7 +6,8 @@
 A row that is there is not made again, so an interrupted run goes on where it was: the same output folder, the same
 budget, seeds and recipes. The folder is <runs>/gift-eval unless another is named. Work is spread over processes by
 configuration.
-A model that fails on a configuration leaves a row that says so and is tried again by the next run.
+A model that fails on a configuration leaves a row that says so and is tried again by the next run; the command ends
+with an error then.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Final
 from tsgdn2.datasets.catalog import SETS
 from tsgdn2.datasets.gift_eval import FREQUENCIES, gift_eval_frame
 from tsgdn2.datasets.grid import period_ns
+from tsgdn2.errors import TsgdnError
 from tsgdn2.evaluation.gift_eval import matching
 from tsgdn2.evaluation.leaderboard import published
 from tsgdn2.evaluation.rows import Row, Value, append, mend, read, row
@@ -38,8 +40,9 @@ def run(job: Backtest) -> None:
     """Run the job. An error of one task becomes a row, and the same command tries it again."""
     screen = Screen(job.quiet)
     names = [one.name for one in matching(job.configurations)]
-    wanted = tasks(job.models, names, job.seeds, job.budget, streaming=job.streaming)
-    folder = replace(job, output=job.output or job.runs / "gift-eval").folder("gift-eval")
+    wanted = tasks(job.models, names, job.seeds, job.budget, streaming=job.streaming, inside=job.inside)
+    home = "gift-eval-inside" if job.inside else "gift-eval"
+    folder = replace(job, output=job.output or job.runs / home).folder("gift-eval")
     file = folder / "rows.jsonl"
     known = _known(file)
     open_tasks = [task for task in wanted if not task.answered_by(known.get(task.key))]
@@ -65,10 +68,12 @@ def run(job: Backtest) -> None:
             record.artifact(path, "gift-eval")
     for title, columns, lines in standing.screens():
         screen.table(title, columns, lines, first=job.models[0])
+    screen.say(f"report: {written}")
     failed = len(wanted) - len(found)
     if failed:
-        screen.say(f"{failed} rows could not be made; the same command tries them again")
-    screen.say(f"report: {written}")
+        raise TsgdnError(
+            f"rows: {failed} of {len(wanted)} could not be made, {file} says why; the report has the others"
+        )
 
 
 def _known(file: Path) -> dict[tuple[object, ...], Row]:

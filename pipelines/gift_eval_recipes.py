@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Final
 
+from tsgdn2.datasets.gift_eval import Freq
 from tsgdn2.evaluation.gift_eval import CONFIGURATIONS, Configuration
 
 FULL: Final = 20.0
@@ -39,7 +40,7 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Eight hex digits that change with the recipe: rows of another one are not taken for this one's."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return _digest(asdict(self))
 
 
 def recipe(one: Configuration) -> Recipe:
@@ -53,6 +54,19 @@ def seconds(one: Configuration, budget: float) -> float:
     family = sum(recipe(other).share for other in CONFIGURATIONS if other.dataset == one.dataset)
     return 60 * budget * recipe(one).share / family
 
+
+def rival_digest(one: Configuration, budget: float) -> str:
+    """Eight hex digits that change with a rival's context, batches or share of the budget."""
+    return _digest(RIVAL_BATCHES | {"context": RIVAL_CONTEXT[one.freq], "seconds": seconds(one, budget)})
+
+
+def _digest(settings: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+RIVAL_CONTEXT: Final[dict[Freq, int]] = {"15T": 384, "10T": 432, "H": 336, "D": 90, "W": 26}
+"""Steps that a rival looks back, less where series are short: four, three and fourteen days, three and six months."""
+RIVAL_BATCHES: Final[dict[str, object]] = {"batch_size": 32, "num_batches_per_epoch": 50}
 
 _SMALL: Final[dict[str, object]] = {
     "patch_length": 1, "context_length": 32, "width": 32, "mlp": 32, "heads": 2, "dropout": 0.3, "lr": 5e-4,

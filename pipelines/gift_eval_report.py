@@ -3,8 +3,8 @@
     relative = figure / seasonal_naive's of the same run;  over configurations: geometric mean;  over seeds: mean first
     rank     = 1 + published models below, on the same configurations;  of 120, seasonal_naive and naive among them
 
-A model that lacks a configuration of the run has no geometric mean. Models of the run are never ranked among each
-other's figures, so that adding a rival changes no rank.
+A model that lacks a configuration of the run, or a seed of one, has no geometric mean. Models of the run are never
+ranked among each other's figures, so that adding a rival changes no rank.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Standing:
 def page(standing: Standing, job: Backtest) -> Report:
     """The page of a run."""
     report = Report(
-        "GIFT-Eval on ETT and Jena",
+        "GIFT-Eval on ETT and Jena" + (", inside the training parts" if job.inside else ""),
         f"{len(standing.names)} configurations, seeds {', '.join(map(str, job.seeds))}, at most {job.budget:g} "
         "processor minutes of training for a model, a seed and a family; relative figures are over seasonal_naive's.",
     )
@@ -199,10 +199,16 @@ def page(standing: Standing, job: Backtest) -> Report:
 
 
 def _cells(rows: Sequence[Row], name: str) -> list[tuple[str, float, float]]:
+    """Figures of a model; a configuration without all of its seeds is left out: fewer are another mean."""
+    own = [row for row in rows if row.what == name]
+    every = {row.seed for row in own}
+    made: dict[str, set[int | None]] = {}
+    for row in own:
+        made.setdefault(str(row.shape["configuration"]), set()).add(row.seed)
     return [
         (str(row.shape["configuration"]), float(row.values["MASE"] or 0), float(row.values["CRPS"] or 0))
-        for row in rows
-        if row.what == name
+        for row in own
+        if made[str(row.shape["configuration"])] == every
     ]
 
 

@@ -34,12 +34,11 @@ from tsgdn2.errors import ConfigError, TsgdnError
 from tsgdn2.evaluation.gift_eval import Configuration
 from tsgdn2.evaluation.metrics import Predicts
 from tsgdn2.pipelines.budget import CpuBudget
+from tsgdn2.pipelines.gift_eval_recipes import RIVAL_BATCHES, RIVAL_CONTEXT
 from tsgdn2.pipelines.together import Together, together
 
 Entry: TypeAlias = Mapping[str, object]
 
-CONTEXT: Final = {"15T": 384, "10T": 432, "H": 336, "D": 90, "W": 26}
-"""Steps that a rival looks back: four, three and fourteen days, three and six months."""
 PATCH: Final = {"15T": 16, "10T": 16, "H": 16, "D": 6, "W": 2}
 """Patch of PatchTST; its stride is half of it."""
 
@@ -96,7 +95,7 @@ def rival(
     data = together(train) if name in MULTIVARIATE else list(train)
     shortest = min(np.shape(entry["target"])[-1] for entry in data)  # type: ignore[call-overload]
     held = one.horizon if shortest > 3 * one.horizon else 0
-    context = max(1, min(CONTEXT[one.freq], shortest - held - one.horizon))
+    context = max(1, min(RIVAL_CONTEXT[one.freq], shortest - held - one.horizon))
     with tempfile.TemporaryDirectory() as folder, _quiet():
         trainer: dict[str, Any] = {
             "max_epochs": 100_000,  # the budget ends it
@@ -109,8 +108,8 @@ def rival(
             "num_sanity_val_steps": 0,
             "default_root_dir": folder,
         }
-        shared = {"prediction_length": one.horizon, "context_length": context, "batch_size": 32,
-                  "num_batches_per_epoch": 50, "trainer_kwargs": trainer}  # fmt: skip
+        shared = {"prediction_length": one.horizon, "context_length": context, "trainer_kwargs": trainer}
+        shared |= RIVAL_BATCHES  # fmt: skip
         pl.seed_everything(seed, verbose=False)
         estimator = MAKERS[name](one, shared)
         whole = _dataset(data, one, 0)

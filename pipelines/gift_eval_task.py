@@ -4,6 +4,7 @@
     stream    one pass of the online predictor over the series, a forecast at each origin
     streamed_minus_batch = max |difference of a quantile| / deviation of the channel's training part
 
+`inside` does all of it on the training part alone, cut anew by the same rules: that is where settings are chosen.
 A task is plain data and `measure` a plain function, so that processes can take them. One thread each: small passes that
 share cores wait for each other.
 """
@@ -39,7 +40,7 @@ from tsgdn2.evaluation.rows import Row, Value, row
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.budget import CpuBudget
 from tsgdn2.pipelines.estimator import GDN2Estimator
-from tsgdn2.pipelines.gift_eval_recipes import recipe, seconds
+from tsgdn2.pipelines.gift_eval_recipes import recipe, rival_digest, seconds
 from tsgdn2.pipelines.linear_start import linear_start
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.streaming import one_thread
@@ -68,11 +69,13 @@ class Task:
     """Processor minutes of the whole family."""
     streaming: bool = True
     """Stream too, where the model can."""
+    inside: bool = False
+    """The training part stands for the whole series; no window of the benchmark is looked at."""
 
     @property
     def key(self) -> tuple[object, ...]:
         """What makes a row of this task: the same settings, seed and budget."""
-        return self.model, self.configuration, self.seed, *_settings(self)
+        return self.model, self.configuration, self.seed, *_settings(self), self.inside
 
     def answered_by(self, found: Row | None) -> bool:
         """Whether a row of this key says all that is asked: one that was not streamed does not do where it should."""
@@ -83,15 +86,24 @@ class Task:
 def key(found: Row) -> tuple[object, ...]:
     """The task that a row answers."""
     shape = found.shape
-    return found.what, shape.get("configuration"), found.seed, shape.get("budget"), shape.get("recipe")
+    settings = shape.get("budget"), shape.get("recipe"), bool(shape.get("inside"))
+    return found.what, shape.get("configuration"), found.seed, *settings
 
 
 def tasks(
-    models: Sequence[str], names: Sequence[str], seeds: Sequence[int], budget: float, *, streaming: bool
+    models: Sequence[str],
+    names: Sequence[str],
+    seeds: Sequence[int],
+    budget: float,
+    *,
+    streaming: bool,
+    inside: bool = False,
 ) -> list[Task]:
     """Every model on every configuration with every seed; the reference first."""
     return [
-        Task(model=model, configuration=name, seed=seed, budget=budget, streaming=streaming)
+        Task(
+            model=model, configuration=name, seed=seed, budget=budget, streaming=streaming and not inside, inside=inside
+        )
         for model in dict.fromkeys((SEASONAL_NAIVE, *models))
         for name in names
         for seed in ((None,) if model in UNSEEDED else seeds)
@@ -102,8 +114,11 @@ def tasks(
 def measure(task: Task) -> Row:
     """Do one task. Errors: those of the data, of the training and of the judging."""
     one = configuration(task.configuration)
-    dataset = series(one)
+    dataset: list[Mapping[str, object]] = list(series(one))
     protocol = one.protocol(length_of(dataset))
+    if task.inside:
+        dataset = protocol.train(dataset)
+        protocol = one.protocol(length_of(dataset))
     train = without_markers(protocol.train(dataset))
     began = time.process_time()
     predictor, facts, ours = _trained(task, one, train)
@@ -123,6 +138,7 @@ def measure(task: Task) -> Row:
     shape: dict[str, Value] = {
         "configuration": one.name, "horizon": one.horizon, "windows": protocol.windows, "series": len(dataset),
         "training_rows": len(np.asarray(train[0]["target"])), "budget": budget, "recipe": digest,
+        "inside": task.inside,
     }  # fmt: skip
     return row(task.model, shape, seed=task.seed, cpu_seconds=used, **values)
 
@@ -205,7 +221,8 @@ def _settings(task: Task) -> tuple[float | None, str | None]:
     """Budget and recipe of a row; neither for a model that is not trained."""
     if task.model in UNSEEDED:
         return None, None
-    return task.budget, recipe(configuration(task.configuration)).digest if task.model == OURS else None
+    one = configuration(task.configuration)
+    return task.budget, recipe(one).digest if task.model == OURS else rival_digest(one, task.budget)
 
 
 def _trained(

@@ -130,6 +130,8 @@ class Backtest(Job):
     """gift-eval: processes; each trains and judges one configuration at a time, on one thread."""
     streaming: bool = True
     """gift-eval: stream every series once too, and compare the forecasts with those of the batch."""
+    inside: bool = False
+    """gift-eval: judge windows inside the training parts, to choose settings without sight of the test windows."""
 
     def __post_init__(self) -> None:
         """Check the bounds, and that what the protocol needs is there."""

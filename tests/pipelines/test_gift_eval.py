@@ -19,7 +19,7 @@ from tsgdn2.evaluation.gift_eval import CONFIGURATIONS, configuration, series
 from tsgdn2.evaluation.leaderboard import published
 from tsgdn2.evaluation.rows import Row, read, row
 from tsgdn2.pipelines.cli import main
-from tsgdn2.pipelines.gift_eval_recipes import FULL, RECIPES, recipe, seconds
+from tsgdn2.pipelines.gift_eval_recipes import FULL, RECIPES, recipe, rival_digest, seconds
 from tsgdn2.pipelines.gift_eval_report import Standing, page
 from tsgdn2.pipelines.gift_eval_rivals import rival
 from tsgdn2.pipelines.gift_eval_task import Task, difference, measure, tasks
@@ -113,8 +113,10 @@ def test_a_model_that_fails_leaves_a_row_that_says_so(
 ) -> None:
     own = RECIPES["ett/W"]
     monkeypatch.setitem(RECIPES, "ett/W", replace(own, model={**own.model, "lag_skip": 0}))
-    assert main([*RUN[:3], "--configurations", '["ett1/W"]', "--workers", "1", "--quiet"]) == 0
-    assert "lag_skip: must hold a season" in capsys.readouterr().out
+    assert main([*RUN[:3], "--configurations", '["ett1/W"]', "--workers", "1", "--quiet"]) != 0
+    said = capsys.readouterr()
+    assert "lag_skip: must hold a season" in said.out
+    assert "rows: 1 of 2 could not be made" in said.err
     failed = read(Path("runs/gift-eval/rows.jsonl"))[-1]
     assert "ConfigError" in str(failed.values["error"])
     assert "tsgdn2" not in Path("runs/gift-eval/report.md").read_text()
@@ -142,6 +144,29 @@ def test_a_seed_gives_the_same_row_again() -> None:
     first, second = measure(task), measure(task)
     assert first.values["CRPS"] == second.values["CRPS"]
     assert "streamed_minus_batch" not in first.values
+
+
+@pytest.mark.usefixtures("small")
+def test_settings_can_be_judged_without_sight_of_the_test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = [*RUN[:3], "--configurations", '["ett1/D"]', "--budget", "0.5", "--quiet", "--workers", "1", "--inside"]
+    assert main([*inner, "true"]) == 0
+    seen = read(Path("runs/gift-eval-inside/rows.jsonl"))
+    assert [(one.what, one.shape["inside"]) for one in seen] == [("seasonal_naive", True), ("tsgdn2", True)]
+    assert "streamed_minus_batch" not in seen[1].values
+
+    whole = len(series(configuration("ett1/D/short"))[0]["target"])  # type: ignore[arg-type]
+    spoilt = configuration("ett1/D/short").protocol(whole).train_end
+
+    def later_is_absurd(one: object) -> list[dict[str, object]]:
+        data = series(one)  # type: ignore[arg-type]
+        for entry in data:
+            entry["target"][spoilt:] = 1e9  # type: ignore[index]
+        return data
+
+    monkeypatch.setattr("tsgdn2.pipelines.gift_eval_task.series", later_is_absurd)
+    task = Task(model="tsgdn2", configuration="ett1/D/short", seed=0, budget=0.5, streaming=False, inside=True)
+    assert measure(task).values["CRPS"] == seen[1].values["CRPS"]
+    assert not replace(task, inside=False).key == task.key
 
 
 def rows_of(model: str, factor: float, seed: int | None) -> list[Row]:
@@ -181,6 +206,13 @@ def test_a_model_without_all_configurations_has_no_geometric_mean() -> None:
     assert standing.details("tsgdn2")[2][-1]["MASE"] == "-"
 
 
+def test_a_configuration_without_all_seeds_has_no_geometric_mean() -> None:
+    names = [one.name for one in CONFIGURATIONS]
+    rows = [*rows_of("seasonal_naive", 1.0, None), *rows_of("tsgdn2", 0.5, 0), *rows_of("tsgdn2", 0.6, 1)[:-1]]
+    line = next(line for line in Standing.of(rows, names, published()).aggregate()[2] if line["model"] == "tsgdn2")
+    assert line["CRPS rel."].startswith("-")
+
+
 def test_the_budget_of_a_family_is_shared_by_its_configurations() -> None:
     for family in ("ett1", "ett2", "jena_weather"):
         own = [one for one in CONFIGURATIONS if one.dataset == family]
@@ -188,6 +220,7 @@ def test_the_budget_of_a_family_is_shared_by_its_configurations() -> None:
     one = configuration("ett1/H/short")
     assert recipe(one).epochs_at(FULL) == recipe(one).epochs == recipe(one).epochs_at(1e6)
     assert recipe(one).epochs_at(1e-6) == 1
+    assert rival_digest(one, 10.0) != rival_digest(one, 20.0)
     assert recipe(configuration("ett2/H/short")).digest == recipe(one).digest
     assert recipe(configuration("jena_weather/H/short")).digest != recipe(one).digest
 
