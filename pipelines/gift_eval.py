@@ -65,10 +65,10 @@ def run(job: Backtest) -> None:
         standing = Standing.of(found, names, published())
         written = page(standing, job).write(folder)
         record.metrics(standing.metrics())
-        lines = folder / "standing.jsonl"
-        lines.unlink(missing_ok=True)
-        append(lines, *standing.lines())
-        for path in (written, written.with_suffix(".md"), file, lines):
+        figures = folder / "standing.jsonl"
+        figures.unlink(missing_ok=True)
+        append(figures, *standing.lines())
+        for path in (written, written.with_suffix(".md"), file, figures):
             record.artifact(path, "gift-eval")
     for title, columns, lines in standing.screens():
         screen.table(title, columns, lines, first=job.models[0])

@@ -16,7 +16,7 @@ from typing import Final
 
 from tsgdn2.evaluation.gift_eval import CONFIGURATIONS, NAIVE, SEASONAL_NAIVE
 from tsgdn2.evaluation.leaderboard import FIGURES, RUN_HERE, SHOWN, Entrant, Figure, entrant, ladder, rank
-from tsgdn2.evaluation.rows import Row, row
+from tsgdn2.evaluation.rows import Row, Value, row
 from tsgdn2.pipelines.jobs import Backtest
 from tsgdn2.pipelines.report import Report
 
@@ -142,7 +142,8 @@ class Standing:
         """Rows for a README: every model's geometric means by seed ("all: model"), and each configuration of ours."""
         found = []
         for name, own in self.seeds.items():
-            for seed, model in zip(_seeds(self.rows, name) or [None], own or [self.models[name]], strict=True):
+            seeds: list[int | None] = [*_seeds(self.rows, name)] or [None]
+            for seed, model in zip(seeds, own or [self.models[name]], strict=True):
                 spent = [one.cpu_seconds or 0.0 for one in self.rows if one.what == name and one.seed == seed]
                 found.append(self._line(f"all: {name}", model, self.names, seed, sum(spent)))
         found += [self._line(f"all: {name}, published", self.board[name], self.names, None, 0.0) for name in SHOWN]
@@ -159,13 +160,14 @@ class Standing:
         return list(self.names).index(str(one.shape["configuration"]))
 
     def _line(self, what: str, model: Entrant, names: Sequence[str], seed: int | None, spent: float) -> Row:
-        values: dict[str, float | int | None] = {}
+        values: dict[str, Value] = {}
         for figure in FIGURES:
             value = self.relative(model, figure, names)
             place = self._place(value, figure, names)
             values |= {f"{figure} relative": None if math.isnan(value) else value,
                        f"rank of {figure}": None if place == "-" else int(place)}  # fmt: skip
-        return row(what, {"configurations": len(names)}, seed=seed, cpu_seconds=spent or None, **values)
+        made = row(what, {"configurations": len(names)}, seed=seed, cpu_seconds=spent or None)
+        return replace(made, values=values)
 
     def streamed(self) -> str:
         """One sentence on the streaming pass."""
