@@ -49,6 +49,12 @@ class Ahead:
         for slot in slots.tolist():
             self._unseen.pop(slot, None)
 
+    def clear(self, slots: Ints) -> None:
+        """Forget these streams, their copies too."""
+        self.forget(slots)
+        made = [slot for slot in slots.tolist() if slot in self._place]
+        self._copies.clear(self._places(made))
+
     def answer(self, slots: Ints, clock: Ints, future: Floats, held: Callable[[int], Span]) -> Floats:
         """Quantiles [N, H, C, Q] after each clock, future as in Route; `held` tells what a stream holds back."""
         chosen = list(dict.fromkeys(slots.tolist()))

@@ -3,6 +3,7 @@
     schema 1: states, audit      schema 2: + late policy, rows held back, checkpoints and logs, late list; covariates
                                              of two patches, where the first had those of one
 
+The streams stand in the order of their names: a file has no empty slots, and what is read has none.
 An older schema is read as what it was: no row held, no checkpoint, nothing listed. A newer one is refused.
 """
 
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +41,6 @@ Online = TypeVar("Online", bound="OnlinePredictor")
 def write(path: Path, online: OnlinePredictor) -> None:
     """Write atomically; nothing of the predictor changes."""
     tensors, facts = shared(online)
-    tensors |= online._route.tensors(len(online.streams))
     facts["channels"] = json.dumps(online.channels)
     checkpoint.write(path, tensors, facts, kind=KIND, schema=SCHEMA)
 
@@ -62,16 +63,14 @@ def read(path: Path, kind: type[Online]) -> Online:
             checkpoints=late.checkpoints or None,
             checkpoint_every=late.every or None,
         )
-        names = json.loads(facts["streams"])
-        online._route.restore(tensors, len(names))
-        restore_shared(online, tensors, names)
+        online._resume(tensors, json.loads(facts["streams"]))
     return online
 
 
 def shared(online: OnlinePredictor | OnlineEvents) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and facts that the files of both predictors hold: model, late list, audit, streams."""
+    """Tensors and facts that the files of both predictors hold: model, and the streams one after the other."""
     tensors = {f"model.{name}": t for name, t in online.forecaster.state_dict().items()}
-    tensors |= {f"late.{name}": t for name, t in online._late.tensors().items()}
+    tensors |= online._whole()
     facts = {
         "config": online.config.to_json(),
         "standards": online.standards.to_json(),
@@ -82,7 +81,6 @@ def shared(online: OnlinePredictor | OnlineEvents) -> tuple[dict[str, Tensor], d
         "audit": "",
     }
     if online.audit is not None:
-        tensors |= {f"audit.{name}": t for name, t in online.audit.state_tensors().items()}
         facts["audit"] = json.dumps(asdict(online.audit.config))
     return tensors, facts
 
@@ -92,14 +90,6 @@ def model_of(config: ForecasterConfig, tensors: dict[str, Tensor]) -> Forecaster
     forecaster = Forecaster(config).to(tensors["model.norm.weight"].dtype)
     forecaster.load_state_dict(checkpoint.part(tensors, "model."))
     return forecaster
-
-
-def restore_shared(online: OnlinePredictor | OnlineEvents, tensors: dict[str, Tensor], names: list[str]) -> None:
-    """Late list, audit and streams of a predictor whose rows are restored."""
-    online._late.restore(checkpoint.part(tensors, "late."))
-    if online.audit is not None:
-        online.audit.load_state_tensors(checkpoint.part(tensors, "audit."))
-    online._slots = {name: slot for slot, name in enumerate(names)}
 
 
 @contextmanager
@@ -130,7 +120,7 @@ def _current(tensors: dict[str, Tensor], facts: dict[str, str], patch: int) -> t
     before = torch.where(held[..., None], known[rows, at % patch], 0.0)
     late = LatePolicy(late="drop" if facts["late"] == "drop" else "raise")
     added = {"stream.counters": fresh, "stream.known": ring, "stream.before_known": before}
-    added |= {f"late.{name}": t for name, t in LateList().tensors().items()}
+    added |= {f"late.{name}": t for name, t in LateList(0).tensors(np.zeros(0, np.int64)).items()}
     return tensors | added, facts | {"late": late.to_json()}
 
 

@@ -50,7 +50,7 @@ from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.ingest import FILLED, NEW, Route
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.scale import Floats
-from tsgdn2.slab import NONE, Ints, Slab
+from tsgdn2.slab import NONE, Ints, Slab, fit, grow
 
 ETA: Final = 0.04
 """Step of the tracker: one miss at 80 % widens by 3 %; a larger one follows sooner, and is wider by its own noise."""
@@ -131,12 +131,7 @@ class Calibrated(OnlinePredictor):
             watermark=policy.steps * online.config.period_ns, checkpoints=policy.checkpoints or None,
             checkpoint_every=policy.every or None, audit=None if online.audit is None else online.audit.config,
         )  # fmt: skip
-        rows = len(online.streams)
-        made._route.restore(online._route.tensors(rows), rows)
-        made._late.restore(online._late.tensors())
-        if made.audit is not None and online.audit is not None:
-            made.audit.load_state_tensors({name: t.clone() for name, t in online.audit.state_tensors().items()})
-        made._slots = dict(online._slots)
+        made._resume(online._whole(), online.streams)
         return made
 
 
@@ -201,13 +196,19 @@ class Calibration:
         """See Route."""
         return self.route.row_nbytes() + int(sum(getattr(self, name).nbytes for name in ARRAYS)) // self.capacity
 
-    def tensors(self, rows: int) -> dict[str, Tensor]:
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
         """See Route."""
-        self._reserve(rows)
-        own = {f"{PREFIX}{name}": torch.from_numpy(getattr(self, name)[:rows].copy()) for name in ARRAYS}
-        return self.route.tensors(rows) | own
+        self._reserve(int(slots.max(initial=-1)) + 1)
+        own = {name: torch.from_numpy(getattr(self, name)[slots]) for name in ARRAYS}
+        return self.route.tensors(slots) | {f"{PREFIX}{name}": t for name, t in own.items()}
 
-    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
+    def clear(self, slots: Ints) -> None:
+        """See Route."""
+        self.route.clear(slots)
+        for name, blank in self._fresh(1).items():
+            getattr(self, name)[slots[slots < self.capacity]] = blank
+
+    def restore(self, tensors: dict[str, Tensor], slots: Ints) -> None:
         """See Route; what no calibration wrote begins uncalibrated."""
         own = {name: tensors[f"{PREFIX}{name}"] for name in ARRAYS if f"{PREFIX}{name}" in tensors}
         if own and len(own) < len(ARRAYS):
@@ -215,10 +216,12 @@ class Calibration:
                 f"archive: its calibration lacks {[name for name in ARRAYS if name not in own]}, an earlier version "
                 "wrote it; load it as an OnlinePredictor and begin anew by Calibrated.of"
             )
-        self.route.restore(tensors, rows)
-        self._reserve(rows)
+        for name, blank in self._fresh(1).items() if own else ():
+            fit(name, own, torch.from_numpy(blank), len(slots))
+        self.route.restore(tensors, slots)
+        self._reserve(int(slots.max(initial=-1)) + 1)
         for name, tensor in own.items():
-            getattr(self, name)[:rows] = tensor.numpy()
+            getattr(self, name)[slots] = tensor.numpy()
 
     def counts(self, slot: int) -> tuple[Ints, Ints]:
         """Values judged and missed, [K, C, U] each."""
@@ -299,19 +302,19 @@ class Calibration:
 
     def _reserve(self, rows: int) -> None:
         """Room for this many streams; rows keep their place and content."""
-        if rows <= self.capacity:
-            return
-        room = max(rows, 2 * self.capacity)
+        if rows > self.capacity:
+            grow(self, self._fresh(max(rows, 2 * self.capacity)), self.capacity)
+            self.capacity = len(self.last)
+
+    def _fresh(self, room: int) -> dict[str, Floats | Ints]:
+        """Arrays of so many streams of which nothing is known."""
         k, c, u = self.blocks, self.slab.config.channels, len(self.pairs)
-        moved = {name: np.zeros((room, k, c, u)) for name in ("s", "usual", "recent")}
-        counted = {name: np.zeros((room, k, c, u), np.int64) for name in ("judged", "missed")}
-        clocks = {"origin": np.full((room, k), np.int64(NONE)), "last": np.full((room, c), np.int64(NONE))}
-        ends, middle = (np.zeros((room, k, self.horizon, c, *tail)) for tail in ((u, 2), ()))
-        for name, array in (moved | counted | clocks | {"ends": ends, "middle": middle}).items():
-            if self.capacity:
-                array[: self.capacity] = getattr(self, name)
-            setattr(self, name, array)
-        self.capacity = room
+        return {
+            **{name: np.zeros((room, k, c, u)) for name in ("s", "usual", "recent")},
+            **{name: np.zeros((room, k, c, u), np.int64) for name in ("judged", "missed")},
+            **{name: np.zeros((room, k, self.horizon, c, *tail)) for name, tail in (("ends", (u, 2)), ("middle", ()))},
+            **{name: np.full((room, size), np.int64(NONE)) for name, size in (("origin", k), ("last", c))},
+        }
 
 
 ARRAYS: Final = tuple(Calibration.__annotations__)

@@ -52,11 +52,14 @@ class Route(Protocol):
     def row_nbytes(self) -> int:
         """Bytes of one stream, at most."""
 
-    def tensors(self, rows: int) -> dict[str, Tensor]:
-        """All that the first `rows` streams hold, for a file."""
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
+        """All that these streams [N] hold, in this order, for a file or a passage."""
 
-    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
-        """Undo `tensors`; KeyError or ValueError where it does not fit."""
+    def restore(self, tensors: dict[str, Tensor], slots: Ints) -> None:
+        """Put what `tensors` gave into slots [N] that are clear; KeyError or ValueError where it does not fit."""
+
+    def clear(self, slots: Ints) -> None:
+        """Forget all about these streams; their slots are as they were before their first stream."""
 
 
 class Ingest:
@@ -114,13 +117,17 @@ class Ingest:
         """See Route."""
         return self.slab.row_nbytes()
 
-    def tensors(self, rows: int) -> dict[str, Tensor]:
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
         """See Route."""
-        return self.slab.tensors(rows)
+        return self.slab.tensors(slots)
 
-    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
+    def restore(self, tensors: dict[str, Tensor], slots: Ints) -> None:
         """See Route."""
-        self.slab.restore(tensors, rows)
+        self.slab.restore(tensors, slots)
+
+    def clear(self, slots: Ints) -> None:
+        """See Route."""
+        self.slab.clear(slots)
 
     def tally(self, slots: Ints, status: Ints) -> None:
         """Count one row that arrived for each of N different streams, whatever its route did with it."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from tsgdn2.errors import ConfigError
+from tsgdn2.slab import Ints, fit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 else:
     Span = object
 
+Row = tuple[int, int, int, int, float]
 Late = Literal["raise", "drop", "replay", "tag"]
 MOST_HELD = 16_384
 MOST_KEPT = 4_096
@@ -109,8 +111,9 @@ class LatePolicy:
 class LateList:
     """Rows (slot, step, channel, lag in steps) and values that came too late; the newest `most` of them."""
 
-    def __init__(self, most: int = LISTED) -> None:
-        self._rows: deque[tuple[int, int, int, int, float]] = deque(maxlen=most)
+    def __init__(self, channels: int, most: int = LISTED) -> None:
+        self._channels = channels
+        self._rows: deque[Row] = deque(maxlen=most)
         self.dropped = 0
         """Values that went unread, because the list was full."""
 
@@ -120,9 +123,8 @@ class LateList:
             self.dropped += len(self._rows) == self._rows.maxlen
             self._rows.append((slot, step, channel, lag, float(values[channel])))
 
-    def arrivals(self, streams: Iterable[str], channels: tuple[str, ...], period_ns: int) -> list[LateArrival]:
-        """What is listed, oldest first."""
-        names = tuple(streams)
+    def arrivals(self, names: Mapping[int, str], channels: tuple[str, ...], period_ns: int) -> list[LateArrival]:
+        """What is listed of these streams, by slot; oldest first."""
         return [
             LateArrival(
                 names[slot],
@@ -132,26 +134,40 @@ class LateList:
                 np.timedelta64(min(lag * period_ns, _LARGEST), "ns"),
             )
             for slot, step, channel, lag, value in self._rows
+            if slot in names
         ]
 
     def clear(self) -> None:
         """Forget what is listed; the count of the dropped goes on."""
         self._rows.clear()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The list as tensors, for a checkpoint."""
-        whole = [row[:4] for row in self._rows]
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
+        """What is listed of these streams, and the count of the dropped; slot n of these tensors is slots[n]."""
+        place = {slot: n for n, slot in enumerate(slots.tolist())}
+        rows = [(place[row[0]], *row[1:]) for row in self._rows if row[0] in place]
         return {
-            "rows": torch.tensor(whole, dtype=torch.int64).reshape(-1, 4),
-            "values": torch.tensor([row[4] for row in self._rows], dtype=torch.float64),
+            "rows": torch.tensor([row[:4] for row in rows], dtype=torch.int64).reshape(-1, 4),
+            "values": torch.tensor([row[4] for row in rows], dtype=torch.float64),
             "dropped": torch.tensor(self.dropped),
         }
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Undo `tensors`; KeyError where one is missing."""
-        for row, value in zip(tensors["rows"].tolist(), tensors["values"].tolist(), strict=True):
-            self._rows.append((row[0], row[1], row[2], row[3], value))
-        self.dropped = int(tensors["dropped"])
+    def read(self, tensors: dict[str, Tensor], slots: Ints) -> list[Row]:
+        """The rows that `tensors` gave, for `put`; KeyError or ValueError where they do not fit."""
+        fit("rows", tensors, torch.zeros(1, 4, dtype=torch.int64), len(tensors["rows"]))
+        fit("values", tensors, torch.zeros(1, dtype=torch.float64), len(tensors["rows"]))
+        found = zip(tensors["rows"].tolist(), tensors["values"].tolist(), strict=True)
+        rows = [(*whole, value) for whole, value in found]
+        if any(not (0 <= row[0] < len(slots) and 0 <= row[2] < self._channels and row[3] >= 0) for row in rows):
+            raise ValueError("rows that came late name a stream or a channel that is not there")
+        return [(int(slots[row[0]]), *row[1:]) for row in rows]
+
+    def put(self, rows: Sequence[Row], instead: Iterable[int] = ()) -> None:
+        """List rows behind the others, in place of all that is listed of the streams in slots `instead`."""
+        gone = set(instead)
+        if gone and self._rows:
+            self._rows = deque((row for row in self._rows if row[0] not in gone), self._rows.maxlen)
+        self.dropped += max(0, len(self._rows) + len(rows) - (self._rows.maxlen or 0))
+        self._rows.extend(rows)
 
 
 def nanoseconds(watermark: Span) -> int:

@@ -13,7 +13,7 @@ leaves the state as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
@@ -65,8 +65,13 @@ class Trained(Protocol):
     freq: str
 
 
-class OnlinePredictor(Streams):
+class OnlinePredictor(Streams[LateArrival]):
     """Many streams behind two verbs, `observe` and `forecast`, in constant time and memory per observation."""
+
+    PASSAGE = "tsgdn2-online-stream"
+    policy: LatePolicy
+    _route: Route
+    _late: LateList
 
     def __init__(
         self,
@@ -102,18 +107,19 @@ class OnlinePredictor(Streams):
         self.forecaster, self.standards = forecaster, standards
         self.config, self.channels, self.freq = config, tuple(channels), freq
         self.late, self.policy = policy.late, policy
-        self._slots: dict[str, int] = {}
-        self._slab = Slab(forecaster)
+        super().__init__()
+        self._series, self._slab = self.channels, Slab(forecaster)
         self.audit = audit_of(audit, forecaster)
         self._ingest = Ingest(self._slab, Engine(forecaster, self._slab, self.audit))
-        self._route: Route = self._ingest
+        self._route = self._ingest
         if policy.checkpoints:
             self._route = Rewind(self._ingest, forecaster, self.audit, policy)
         if policy.steps:
             self._route = Reorder(self._route, self._ingest, forecaster, policy.steps)
         self._route = self._fronted(self._route)
-        self._late = LateList()
+        self._late = LateList(config.channels)
         self._covariates = Covariates(config, standards)
+        self.reserve(0)
 
     @classmethod
     def from_predictor(
@@ -178,7 +184,7 @@ class OnlinePredictor(Streams):
         slot = self._slots.get(stream)
         if slot is not None and self.policy.late == "raise":
             self._ingest.check_late([stream], steps, row, self._slab.last[[slot]])
-        slots = np.array([self._open(stream, statics, self.channels) if slot is None else slot])
+        slots = np.array([self._open(stream, statics) if slot is None else slot])
         surprise, status = self._route.advance(slots, steps, row, covariates)
         self._ingest.tally(slots, status)
         if status[0] == LATE and self.policy.tags:
@@ -206,7 +212,7 @@ class OnlinePredictor(Streams):
             known_slots = np.array([self._slots.get(name, -1) for name in codes], np.int64)
             self._route.check(names, known_slots, order, waves, steps, values)
         for name in fresh:
-            self._open(name, None, self.channels)
+            self._open(name, None)
         slots = np.array([self._slots[name] for name in codes], np.int64)[order]
         surprise, status = np.empty((len(names), len(self.channels))), np.empty(len(names), np.int64)
         lag = np.zeros(len(names), np.int64)
@@ -265,15 +271,14 @@ class OnlinePredictor(Streams):
 
     def late_arrivals(self, *, drain: bool = False) -> list[LateArrival]:
         """Values that came too late to be used (late="tag" or "replay"), oldest first; `drain` forgets them."""
-        found = self._late.arrivals(self._slots, self.channels, self.config.period_ns)
+        found = self._arrivals(self._names)
         if drain:
             self._late.clear()
         return found
 
     def flush(self, stream: str | None = None) -> None:
         """Apply the rows that a stream, or every stream, still holds back. UnknownStreamError for a stream unseen."""
-        slots = list(self._slots.values()) if stream is None else [self._slot(stream)]
-        self._route.flush(np.array(slots, np.int64))
+        self._route.flush(self._order() if stream is None else np.array([self._slot(stream)]))
 
     def save(self, path: str | Path) -> None:
         """Model, states, rows held, checkpoints and audit in one safetensors file: atomic, versioned, checksummed."""
@@ -287,6 +292,9 @@ class OnlinePredictor(Streams):
     def _fronted(self, route: Route) -> Route:
         """What rows go through first; a subclass may put its own in front."""
         return route
+
+    def _arrivals(self, names: Mapping[int, str]) -> list[LateArrival]:
+        return self._late.arrivals(names, self.channels, self.config.period_ns)
 
     def _forecast(self, stream: str, clock: int, quantiles: Floats) -> Forecast:
         steps = clock + 1 + np.arange(len(quantiles))

@@ -108,15 +108,23 @@ class Reorder:
         """See Route."""
         return self.route.row_nbytes() + self._empty.most_nbytes + self._ahead.row_nbytes()
 
-    def tensors(self, rows: int) -> dict[str, Tensor]:
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
         """See Route."""
-        found = rows_to_tensors([self.held.get(slot, self._empty) for slot in range(rows)], self._empty)
-        return self.route.tensors(rows) | {f"held.{name}": t for name, t in found.items()}
+        found = rows_to_tensors([self.held.get(slot, self._empty) for slot in slots.tolist()], self._empty)
+        return self.route.tensors(slots) | {f"held.{name}": t for name, t in found.items()}
 
-    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
+    def restore(self, tensors: dict[str, Tensor], slots: Ints) -> None:
         """See Route."""
-        self.route.restore(tensors, rows)
-        self.held = dict(enumerate(rows_from_tensors(part(tensors, "held."), self._empty)))
+        held = rows_from_tensors(part(tensors, "held."), self._empty, len(slots))
+        self.route.restore(tensors, slots)
+        self.held |= dict(zip(slots.tolist(), held, strict=True))
+
+    def clear(self, slots: Ints) -> None:
+        """See Route."""
+        self.route.clear(slots)
+        self._ahead.clear(slots)
+        for slot in slots.tolist():
+            self.held.pop(slot, None)
 
     def _rows(self, slot: int) -> Rows:
         if slot not in self.held:

@@ -31,7 +31,7 @@ from tsgdn2.ingest import DUPLICATE, LATE, MISSING, REPLAYED, Ingest, fits, mark
 from tsgdn2.late import LatePolicy
 from tsgdn2.rows import Rows, rows_from_tensors, rows_to_tensors
 from tsgdn2.scale import Bools, Floats
-from tsgdn2.slab import COUNTERS, Ints, Slab
+from tsgdn2.slab import COUNTERS, Ints, Slab, fit
 
 _REPLACED, _REPLAYS = COUNTERS.index("replaced"), COUNTERS.index("replays")
 
@@ -100,37 +100,57 @@ class Rewind:
             row += self._copy_audit.nbytes // self._copy_audit.slots * self.slab.config.lanes
         return plain + self.kept * row + self._empty.most_nbytes
 
-    def tensors(self, rows: int) -> dict[str, Tensor]:
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
         """See Route."""
-        tracks = [self.tracks.get(slot) for slot in range(rows)]
-        places, logs = np.full((rows, self.kept), -1), [self._empty] * rows
-        for slot, track in enumerate(tracks):
+        tracks = [self.tracks.get(slot) for slot in slots.tolist()]
+        places, logs = np.full((len(slots), self.kept), -1), [self._empty] * len(slots)
+        for n, track in enumerate(tracks):
             if track is not None:
-                logs[slot] = track.log
-                places[slot, : len(track.places)] = track.places
-        self._reserve(rows)
-        log = rows_to_tensors(logs, self._empty)
+                logs[n] = track.log
+                places[n, : len(track.places)] = track.places
+        self._reserve(int(slots.max(initial=-1)) + 1)
+        log, ring = rows_to_tensors(logs, self._empty), self._ring_rows(slots)
         found = {f"log.{name}": t for name, t in log.items()} | {"places": torch.from_numpy(places)}
-        found |= {f"ring.{name}": t for name, t in self.ring.tensors(rows * self.kept).items()}
+        found |= {f"ring.{name}": t for name, t in self.ring.tensors(ring).items()}
         if self._ring_audit is not None:
-            found |= {f"audit.{name}": t for name, t in self._ring_audit.state_tensors().items()}
-        return self.ingest.tensors(rows) | {f"rewind.{name}": t for name, t in found.items()}
+            found |= {f"audit.{name}": t for name, t in self._ring_audit.tensors(self.ring.lanes(ring)).items()}
+            found["audit.dropped"] = torch.tensor(0)  # earlier readers of schema 2 ask for it
+        return self.ingest.tensors(slots) | {f"rewind.{name}": t for name, t in found.items()}
 
-    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
+    def restore(self, tensors: dict[str, Tensor], slots: Ints) -> None:
         """See Route."""
-        self.ingest.restore(tensors, rows)
         mine = part(tensors, "rewind.")
-        self._reserve(rows)
-        self.ring.restore(part(mine, "ring."), rows * self.kept)
+        logs, places = rows_from_tensors(part(mine, "log."), self._empty, len(slots)), self._read_places(mine, slots)
+        self.ingest.restore(tensors, slots)
+        self._reserve(int(slots.max(initial=-1)) + 1)
+        ring = self._ring_rows(slots)
+        self.ring.restore(part(mine, "ring."), ring)
         if self._ring_audit is not None:
-            self._ring_audit.load_state_tensors(part(mine, "audit."))
-            self._ring_audit.allocate(self.ring.capacity * self.slab.config.lanes)
-        logs = rows_from_tensors(part(mine, "log."), self._empty)
-        for slot, (log, places) in enumerate(zip(logs, mine["places"].tolist(), strict=True)):
-            track = self.tracks[slot] = Track(log, [place for place in places if place >= 0])
+            self._ring_audit.restore(part(mine, "audit."), self.ring.lanes(ring))
+        for slot, log, held in zip(slots.tolist(), logs, places, strict=True):
+            track = self.tracks[slot] = Track(log, held)
             if track.places:
                 newest = marked(self.ring, self._rows(slot, track.places[-1:]))[0]
                 track.touched = len({p for p in (log.all().steps // self.patch).tolist() if p > newest})
+
+    def clear(self, slots: Ints) -> None:
+        """See Route; checkpoints and log too."""
+        self.ingest.clear(slots)
+        ring = self._ring_rows(slots)
+        ring = ring[ring < self.ring.capacity]
+        self.ring.clear(ring)
+        if self._ring_audit is not None:
+            self._ring_audit.reset(self.ring.lanes(ring).tolist())
+        for slot in slots.tolist():
+            self.tracks.pop(slot, None)
+
+    def _read_places(self, tensors: dict[str, Tensor], slots: Ints) -> list[list[int]]:
+        """Places of the checkpoints of each stream; ValueError for one that the ring has not, or has given twice."""
+        fit("places", tensors, torch.zeros(1, self.kept, dtype=torch.int64), len(slots))
+        found = [[place for place in row if place >= 0] for row in tensors["places"].tolist()]
+        if any(len(set(row)) < len(row) or max(row, default=0) >= self.kept for row in found):
+            raise ValueError(f"places must differ and be below {self.kept}, got {found[:9]}")
+        return found
 
     def _forward(self, slots: Ints, step: Ints, values: Floats, known: Floats, logged: Bools) -> tuple[Floats, Ints]:
         """Rows in order, or of the open patch: checkpoint where one is due, on to the slab, into the log."""
@@ -263,6 +283,10 @@ class Rewind:
         slab.take(other, rows, into)
         if audit is not None and others is not None:
             audit.take(others, slab.lanes(rows), slab.lanes(into))
+
+    def _ring_rows(self, slots: Ints) -> Ints:
+        """Rows of the ring of these streams, [N * K]."""
+        return np.asarray((slots[:, None] * self.kept + np.arange(self.kept)).reshape(-1), np.int64)
 
     def _rows(self, slot: int, places: list[int]) -> Ints:
         return slot * self.kept + np.array(places, np.int64)

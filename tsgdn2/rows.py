@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tsgdn2.columns import merged
 from tsgdn2.scale import Bools, Floats
-from tsgdn2.slab import Ints
+from tsgdn2.slab import Ints, fit
 
 
 class Span(NamedTuple):
@@ -104,6 +104,14 @@ class Rows:
         twin._begin, twin._end = self._begin, self._end
         return twin
 
+    def of(self, span: Span) -> Rows:
+        """Other rows in a list like this one. ValueError unless their steps rise."""
+        if (span.steps[1:] <= span.steps[:-1]).any():
+            raise ValueError("steps of rows must rise")
+        other = Rows(0, 0, self.past, self.most)
+        other._arrays, other._end = Span._make(a.copy() for a in span), len(span.steps)
+        return other
+
     def _at(self, step: int) -> int:
         if self._begin == self._end or step > self._arrays.steps[self._end - 1]:
             return self._end
@@ -138,14 +146,15 @@ def rows_to_tensors(many: Sequence[Rows], like: Rows) -> dict[str, Tensor]:
     return {"counts": counts} | {name: torch.from_numpy(a) for name, a in joined._asdict().items()}
 
 
-def rows_from_tensors(tensors: dict[str, Tensor], like: Rows) -> list[Rows]:
-    """Undo `rows_to_tensors`; KeyError where one is missing."""
-    arrays = [tensors[name].numpy() for name in Span._fields]
-    many, begin = [], 0
-    for count in tensors["counts"].tolist():
-        rows = like.copy()
-        for at in range(begin, begin + count):
-            rows.put(int(arrays[0][at]), arrays[1][at], arrays[2][at])
-        many.append(rows)
+def rows_from_tensors(tensors: dict[str, Tensor], like: Rows, streams: int) -> list[Rows]:
+    """Undo `rows_to_tensors` of so many streams; KeyError where one is missing, ValueError where it can not be so."""
+    counts = tensors["counts"]
+    if counts.dtype != torch.int64 or counts.shape != (streams,) or ((counts < 0) | (counts > like.most)).any():
+        raise ValueError(f"counts of rows must be {streams} integers from 0 to {like.most}, got {counts.tolist()[:9]}")
+    for name, own in like.all()._asdict().items():
+        fit(name, tensors, torch.from_numpy(own), int(counts.sum()))
+    arrays, many, begin = Span._make(tensors[name].numpy() for name in Span._fields), list[Rows](), 0
+    for count in counts.tolist():
+        many.append(like.of(Span._make(a[begin : begin + count] for a in arrays)))
         begin += count
     return many

@@ -4,7 +4,7 @@
     closed patches live in the model state and in `moments`; the open patch lives in the ring alone
 
 So a value of the open patch may still change, in any order, and nothing has to be taken back. A row has the same bytes
-however long its stream is.
+however long its stream is. Rows are handed out, put back and cleared by their slots: no cost grows with the other rows.
 
 | array | shape | what |
 |---|---|---|
@@ -21,6 +21,8 @@ however long its stream is.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -65,6 +67,7 @@ class Slab:
         self._forecaster = forecaster
         self.capacity = 0
         self.state = forecaster.initial_state(0)
+        self._blank, self._blank_state = self._fresh(1), _flat(forecaster.initial_state(1))
         self.reserve(capacity)
 
     def reserve(self, capacity: int) -> None:
@@ -72,18 +75,15 @@ class Slab:
         if capacity <= self.capacity:
             return
         capacity = max(capacity, 2 * self.capacity)
-        for name, fresh in self._fresh(capacity).items():
-            if self.capacity:
-                fresh[: self.capacity] = getattr(self, name)
-            setattr(self, name, fresh)
-        grown = self._forecaster.initial_state(capacity * self.config.lanes)
+        arrays, grown = self._fresh(capacity), self._forecaster.initial_state(capacity * self.config.lanes)
         for new, old in zip(_flat(grown), _flat(self.state), strict=True):
             new[: len(old)] = old
+        grow(self, arrays, self.capacity)  # memory is had by now: an error before leaves the old arrays
         self.state, self.capacity = grown, capacity
 
     def row_nbytes(self) -> int:
         """Bytes of one stream, all arrays and tensors."""
-        return int(sum(getattr(self, name).nbytes for name in ARRAYS) + self.state.nbytes) // self.capacity
+        return int(sum(getattr(self, name).nbytes for name in self._blank) + self.state.nbytes) // self.capacity
 
     def lanes(self, slots: Ints) -> Ints:
         """State rows of the streams in `slots` [N] -> [N * lanes]."""
@@ -101,7 +101,7 @@ class Slab:
 
     def take(self, other: Slab, rows: Ints, into: Ints) -> None:
         """Copy whole rows [N] of another slab of the same forecaster into rows `into` [N] of this one."""
-        for name in ARRAYS:
+        for name in self._blank:
             getattr(self, name)[into] = getattr(other, name)[rows]
         target, source = torch.from_numpy(self.lanes(into)), torch.from_numpy(self.lanes(rows))
         for mine, theirs in zip(_flat(self.state), _flat(other.state), strict=True):
@@ -186,20 +186,39 @@ class Slab:
         seen = self.last_seen[slots]
         return np.where(seen == NONE, NEVER_SEEN, clock[:, None] - seen)
 
-    def tensors(self, rows: int) -> dict[str, Tensor]:
-        """The first `rows` streams as named tensors, for a checkpoint."""
-        out = {f"stream.{name}": torch.from_numpy(getattr(self, name)[:rows].copy()) for name in ARRAYS}
-        for i, tensor in enumerate(_flat(self.state)):
-            out[f"state.{i}"] = tensor[: rows * self.config.lanes].clone()
-        return out
+    def clear(self, slots: Ints) -> None:
+        """Forget everything in these rows [N]: they are as they were before their first stream."""
+        for name, blank in self._blank.items():
+            getattr(self, name)[slots] = blank
+        lanes = torch.from_numpy(self.lanes(slots))
+        for tensor, empty in zip(_flat(self.state), self._blank_state, strict=True):
+            tensor[lanes] = empty[0]
 
-    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
-        """Fill the first `rows` streams from what `tensors` gave; KeyError or ValueError where it does not fit."""
-        self.reserve(rows)
-        for name in ARRAYS:
-            getattr(self, name)[:rows] = tensors[f"stream.{name}"].numpy()
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
+        """Rows [N] as named tensors, in this order, for a file."""
+        out = {f"stream.{name}": torch.from_numpy(getattr(self, name)[slots]) for name in self._blank}
+        lanes = torch.from_numpy(self.lanes(slots))
+        return out | {f"state.{i}": tensor[lanes] for i, tensor in enumerate(_flat(self.state))}
+
+    def restore(self, tensors: dict[str, Tensor], slots: Ints) -> None:
+        """Fill rows [N] from what `tensors` gave. KeyError or ValueError, with nothing changed, where it does not fit.
+
+        A category that the model has not would be an error in the pass of another stream, so it is looked at here.
+        """
+        count, lanes = len(slots), len(slots) * self.config.lanes
+        for name, blank in self._blank.items():
+            fit(f"stream.{name}", tensors, torch.from_numpy(blank), count)
+        for i, empty in enumerate(self._blank_state):
+            fit(f"state.{i}", tensors, empty, lanes)
+        sizes, codes = self.config.static_cardinalities, tensors["stream.static_categories"].numpy()
+        if ((codes < 0) | (codes >= np.array(sizes, np.int64))).any():
+            raise ValueError(f"stream.static_categories must be from 0 to below {sizes}, got {codes.tolist()}")
+        self.reserve(int(slots.max(initial=-1)) + 1)
+        for name in self._blank:
+            getattr(self, name)[slots] = tensors[f"stream.{name}"].numpy()
+        index = torch.from_numpy(self.lanes(slots))
         for i, tensor in enumerate(_flat(self.state)):
-            tensor[: rows * self.config.lanes] = tensors[f"state.{i}"]
+            tensor[index] = tensors[f"state.{i}"]
 
     def _fresh(self, rows: int) -> dict[str, NDArray[np.generic]]:
         cfg, c, w, p = self.config, self.config.channels, self.config.window, self.config.patch_length
@@ -226,7 +245,19 @@ class Slab:
         }
 
 
-ARRAYS = tuple(name for name in Slab.__annotations__)
+def grow(owner: object, fresh: Mapping[str, Floats | Ints | NDArray[np.generic]], rows: int) -> None:
+    """Put larger arrays in the place of the owner's of the same names, whose first `rows` rows they take over."""
+    for name, array in fresh.items():
+        if rows:
+            array[:rows] = getattr(owner, name)
+        setattr(owner, name, array)
+
+
+def fit(name: str, tensors: Mapping[str, Tensor], like: Tensor, count: int) -> None:
+    """ValueError unless a tensor has `count` rows of the shape and dtype of those of `like`; KeyError without it."""
+    found, shape = tensors[name], (count, *like.shape[1:])
+    if found.dtype != like.dtype or found.shape != shape:
+        raise ValueError(f"{name} must be {like.dtype} {shape}, got {found.dtype} {tuple(found.shape)}")
 
 
 def _flat(state: ForecasterState) -> list[Tensor]:

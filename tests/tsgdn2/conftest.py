@@ -1,5 +1,7 @@
 """Streams that arrive out of order, and everything that a predictor holds of one of them, to the bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,12 +19,21 @@ SIZES = {
 }  # fmt: skip
 GAPS = (1, 1, 1, 1, 2, 3, 9, 40)
 AUDIT = AuditConfig(layers="all", heads="all", ring=3, reservoir=3, threshold=0.5)
+KINDS = {
+    "plain": ({}, {"late": "tag"}),
+    "joint, audited": ({"mode": "joint", "known": 2, "past": 1}, {"late": "drop", "audit": AUDIT}),
+    "attention, watermark": ({"mode": "attention", "lag_skip": 5}, {"late": "tag", "watermark": 7, "audit": AUDIT}),
+    "replay": (
+        {"known": 1, "past": 1, "norm_max": 0.5},
+        {"late": "replay", "watermark": 3, "checkpoints": 3, "checkpoint_every": 2, "audit": AUDIT},
+    ),
+}
 
 
 class Disorder:
     """Rows are (step, values [C], covariates [F + U], known ones first); a missing cell is NaN."""
 
-    hour, channels, audit = HOUR, CHANNELS, AUDIT
+    hour, channels, audit, kinds = HOUR, CHANNELS, AUDIT, KINDS
 
     def predictor(self, seed=0, options=None, **changes):
         """A predictor of random weights, the same for the same seed and changes of its config."""
@@ -92,13 +103,13 @@ class Disorder:
         slab, slot = online._slab, online._slots[stream]
         lanes = slab.lanes(np.array([slot]))
         found = {}
-        for name, tensor in slab.tensors(len(online.streams)).items():
+        for name, tensor in slab.tensors(np.array([slot])).items():
             if name != "stream.counters":
-                found[name] = _bits(tensor[lanes] if name.startswith("state") else tensor[slot])
+                found[name] = _bits(tensor)
         if online.audit is not None:
-            tensors = online.audit.state_tensors()
-            found |= {name: _bits(tensors[name][:, lanes]) for name in ("shadow", "ints", "floats", "sums", "clock")}
-            found["events"] = [repr(event) for event in online.audit._queue if event.slot in lanes]
+            found |= {name: _bits(tensor) for name, tensor in online.audit.tensors(lanes).items()}
+            queued = online.audit.queued(lanes.tolist())
+            found["events"] = [repr(replace(event, slot=event.slot - int(lanes[0]))) for event in queued]
         return found
 
     def waiting(self, online, stream="s"):
@@ -111,6 +122,53 @@ class Disorder:
             track = route._track(slot)
             found |= {"log": [_bits(array) for array in track.log.all()], "track": (track.places, track.touched)}
         return found
+
+    def made(self, kind, cls=OnlinePredictor, seed=0, **model):
+        """A predictor of one of the kinds."""
+        own, options = KINDS[kind]
+        options = {**options, "watermark": options.get("watermark", 0) * HOUR}
+        online = self.predictor(seed, options, **own, **model)
+        return online if cls is OnlinePredictor else cls.of(online)
+
+    def some(self, rng, kind, count):
+        """Rows for a kind, some of them late."""
+        model = KINDS[kind][0]
+        return self.delayed(rng, self.rows(rng, count, model.get("known", 0), model.get("past", 0)), 25)
+
+    def seen(self, online, row, stream, **options):
+        """What observing a row says, to the bit."""
+        step, values, covariates = row
+        found = online.observe(stream, step * HOUR, values, **self.told(online, covariates), **options)
+        return found.status, found.surprise.tobytes()
+
+    def asked(self, online, stream):
+        """A forecast, to the bit."""
+        known = online.config.known
+        return online.forecast(stream, future=np.full((6, known), 0.5) if known else None).quantiles.tobytes()
+
+    def whole(self, online, stream):
+        """All that there is of a stream, to the bit."""
+        tensors = online._tensors(np.array([online._slots[stream]]))
+        late = [tuple(map(str, one[1:])) for one in online.late_arrivals() if one.stream == stream]
+        evicted = [(e.channel, repr(replace(e.eviction, slot=0))) for e in online.evictions() if e.stream == stream]
+        return {
+            "tensors": {name: _bits(t) for name, t in tensors.items() if name != "late.dropped"},
+            "state": self.state(online, stream), "waiting": self.waiting(online, stream), "late": late,
+            "evictions": evicted,
+        }  # fmt: skip
+
+    def all(self, online):
+        """All that there is of every stream."""
+        return {stream: self.whole(online, stream) for stream in online.streams}
+
+    def filled(self, kind, streams=("s", "t"), count=60, cls=OnlinePredictor, seed=3):
+        """A predictor of one of the kinds that has seen some streams and forecast them."""
+        online = self.made(kind, cls)
+        for n, stream in enumerate(streams):
+            for row in self.some(np.random.default_rng(seed + n), kind, count):
+                self.seen(online, row, stream)
+            self.asked(online, stream)
+        return online
 
 
 def _bits(values):

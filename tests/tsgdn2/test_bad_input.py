@@ -54,7 +54,7 @@ def online():
 
 
 def snapshot(online):
-    return {name: t.clone() for name, t in online._slab.tensors(len(online.streams)).items()}
+    return {name: t.clone() for name, t in online._slab.tensors(np.arange(len(online.streams))).items()}
 
 
 def at(hours):

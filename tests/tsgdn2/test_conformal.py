@@ -125,7 +125,7 @@ def test_a_frame_is_its_rows_one_by_one_bit_for_bit_and_gaps_change_nothing(diso
             after = [getattr(calibration(one), key)[: len(old)] for key, old in zip(MOVED, before, strict=True)]
             assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     many.observe_many(frame(rows, ("a", "b", "c")))
-    left, right = (calibration(online).tensors(len(online.streams)) for online in (one, many))
+    left, right = (calibration(online).tensors(np.arange(len(online.streams))) for online in (one, many))
     order = [many.streams.index(name) for name in one.streams]
     for key in (key for key in left if key.startswith("conformal.")):
         np.testing.assert_array_equal(left[key].numpy(), right[key].numpy()[order])
@@ -140,13 +140,15 @@ def test_repeats_replacements_and_late_values_are_not_judged_again(disorder):
     online = Calibrated.of(disorder.predictor(options={"late": "tag"}))
     for name, step, values in stream(np.random.default_rng(3), 42):
         online.observe(name, step * HOUR, values)
-    before = {key: t.clone() for key, t in calibration(online).tensors(1).items() if key.startswith("conformal.")}
+    before = {
+        key: t.clone() for key, t in calibration(online).tensors(np.arange(1)).items() if key.startswith("conformal.")
+    }
     last = values
     assert online.observe("s", 41 * HOUR, last).status == "duplicate"
     assert online.observe("s", 41 * HOUR, last + 90).status == "replaced"
     assert online.observe("s", 2 * HOUR, last).status == "late"
     assert online.observe("s", 60 * HOUR, [None] * 3).status == "missing"
-    after = calibration(online).tensors(1)
+    after = calibration(online).tensors(np.arange(1))
     assert all(t.equal(after[key]) for key, t in before.items())
 
 
@@ -254,7 +256,7 @@ def test_a_calibration_of_the_earlier_form_is_refused_and_read_without(disorder,
     assert len(old) == len(tensors) - 3
     own = calibration(Calibrated.of(disorder.predictor()))
     with pytest.raises(CheckpointError, match=r"lacks \['usual', 'recent', 'middle'\], an earlier version"):
-        own.restore(old, 1)
+        own.restore(old, np.arange(1))
     assert not own.judged.any()
     again = Calibrated.of(OnlinePredictor.load(path))
     assert list(again.streams) == ["s"]

@@ -115,11 +115,11 @@ def test_a_covariate_that_does_not_fit_is_named_and_changes_nothing(name):
     argument, given_ = BAD[name]
     online, _ = both("attention")
     online.observe("s", START, [1.0, 2.0], known=[0.1, 1, 1], static=[0.7, 2])
-    before = {n: t.clone() for n, t in online._slab.tensors(1).items()}
+    before = {n: t.clone() for n, t in online._slab.tensors(np.arange(1)).items()}
     with pytest.raises(SchemaError, match=f"^{argument}:") as caught:
         online.observe("s", START + pd.Timedelta(hours=1), [1.0, 2.0], **given_)
     assert "np." not in str(caught.value)
-    after = online._slab.tensors(1)
+    after = online._slab.tensors(np.arange(1))
     assert all(torch.equal(t.nan_to_num(), before[n].nan_to_num()) for n, t in after.items())
 
 

@@ -250,6 +250,6 @@ def test_rows_are_a_sorted_map_of_steps(seed, channels, known):
             np.testing.assert_array_equal(rows.all().known[at], oracle[step][1])
     saved = rows_to_tensors([empty, rows, rows.copy()], empty)
     assert torch.equal(saved["counts"], torch.tensor([0, len(rows), len(rows)]))
-    for loaded in rows_from_tensors(saved, empty)[1:]:
+    for loaded in rows_from_tensors(saved, empty, 3)[1:]:
         for mine, theirs in zip(loaded.all(), rows.all(), strict=True):
             np.testing.assert_array_equal(mine, theirs)

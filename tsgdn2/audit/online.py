@@ -16,7 +16,8 @@ Legend: n rows, A sampled heads, B = n A, H heads, K key, V value, M columns.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -29,7 +30,7 @@ from tsgdn2.audit.readings import SlotReadings, cohort_residual, slot_readings
 from tsgdn2.audit.slab import FLOATS, SUMS, WAITING, AuditConfig, Slab
 from tsgdn2.audit.tracking import Eviction, admit, events_from_tensors, events_to_tensors, fallen, pin, unpin
 from tsgdn2.audit.transition import Workspace, add_age, book, bound, left_side, right_side
-from tsgdn2.errors import SchemaError
+from tsgdn2.errors import CheckpointError, SchemaError
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -213,7 +214,7 @@ class OnlineAudit:
     def take(self, other: OnlineAudit, rows: Ints, into: Ints) -> None:
         """Copy slots of another audit of the same configuration into slots `into` of this one; the queue stays."""
         self._slab.take(other._slab, rows, into)
-        self._waiting = self._slab.waiting
+        self._waiting = self._waiting or self._slab.waits(into)
 
     def follow_pins(self, other: OnlineAudit, theirs: int, slot: int, *, after: int, shift: int) -> None:
         """Pin in `slot` what `other`, which saw more, pins in its slot; ids of writes born after `after` go up."""
@@ -250,16 +251,46 @@ class OnlineAudit:
         self._queue.clear()
         return events
 
+    def queued(self, slots: Iterable[int] | None = None) -> list[Eviction]:
+        """The queued evictions, of all slots or of some, oldest first; they stay in the queue."""
+        chosen = None if slots is None else set(slots)
+        return [event for event in self._queue if chosen is None or event.slot in chosen]
+
+    def enqueue(self, events: Iterable[Eviction], instead: Iterable[int] = ()) -> None:
+        """Queue evictions, in place of all that is queued about the slots `instead`."""
+        gone, more = set(instead), list(events)
+        if gone and self._queue:
+            self._queue = deque((e for e in self._queue if e.slot not in gone), maxlen=self.config.events)
+        self.dropped += max(0, len(self._queue) + len(more) - self.config.events)
+        self._queue.extend(more)
+
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
+        """Return some slots as tensors, their queued evictions too; slot n of these tensors is slots[n]."""
+        place = {slot: n for n, slot in enumerate(slots.tolist())}
+        events = [replace(event, slot=place[event.slot]) for event in self._queue if event.slot in place]
+        return {**self._slab.tensors(slots), **events_to_tensors(events)}
+
+    def restore(self, tensors: dict[str, Tensor], slots: Ints) -> list[Eviction]:
+        """Fill slots from what `tensors` gave. Returns the evictions that were queued, for `enqueue`.
+
+        Raises CheckpointError, with nothing changed.
+        """
+        found = events_from_tensors(tensors)
+        pairs = set(self.pairs)
+        if any(not 0 <= event.slot < len(slots) or (event.layer, event.head) not in pairs for event in found):
+            raise CheckpointError("event_ints: an eviction of a slot, layer or head that is not there; save it again")
+        self._slab.restore(tensors, slots)
+        self._waiting = self._waiting or self._slab.waits(slots)
+        return [replace(event, slot=int(slots[event.slot])) for event in found]
+
     def state_tensors(self) -> dict[str, Tensor]:
         """Return everything as tensors, queued evictions too; loading them goes on bit for bit."""
-        return {
-            **self._slab.state_tensors(), **events_to_tensors(self._queue), "dropped": torch.tensor(self.dropped),
-        }  # fmt: skip
+        return {**self.tensors(np.arange(self.slots)), "dropped": torch.tensor(self.dropped)}
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Replace everything by what `state_tensors` gave. Raises CheckpointError, with nothing changed."""
         queued = events_from_tensors(tensors)
-        self._slab.load_state_tensors(tensors)
+        self._slab.load(tensors)
         self._waiting = self._slab.waiting
         self._queue = deque(queued, maxlen=self.config.events)
         self.dropped = int(tensors["dropped"])

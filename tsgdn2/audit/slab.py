@@ -37,6 +37,7 @@ ALIVE, EVICTED = 1, 2
 NEVER = int(np.iinfo(np.int64).min)
 WAITING = 4
 AUDIT_SCHEMA = 1
+MOST_WRITES = 2**36
 _ARRAYS = ("shadow", "ints", "floats", "sums", "clock")
 
 
@@ -141,7 +142,11 @@ class Slab:
     @property
     def waiting(self) -> bool:
         """Whether any slot waits for a write to pin."""
-        return bool((self.clock[:, :, WAITING:] >= 0).any())
+        return self.waits(slice(None))
+
+    def waits(self, slots: NDArray[np.int64] | slice) -> bool:
+        """Whether one of these slots waits for a write to pin."""
+        return bool((self.clock[:, slots, WAITING:] >= 0).any())
 
     @property
     def nbytes(self) -> int:
@@ -171,13 +176,35 @@ class Slab:
         for name in _ARRAYS:
             self._array(name)[:, into] = other._array(name)[:, rows]
 
-    def state_tensors(self) -> dict[str, Tensor]:
-        """Return copies of all arrays, by name."""
-        tensors = {name: torch.from_numpy(self._array(name).copy()) for name in _ARRAYS}
+    def tensors(self, slots: NDArray[np.int64]) -> dict[str, Tensor]:
+        """Return copies of the arrays of some slots, in this order, by name."""
+        tensors = {name: torch.from_numpy(self._array(name)[:, slots]) for name in _ARRAYS}
         return {"schema": torch.tensor(AUDIT_SCHEMA), **tensors}
 
-    def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: dict[str, Tensor]) -> None:
         """Replace all arrays. Raises CheckpointError, and changes nothing, if one is missing or does not fit."""
+        for name, value in self._fitting(tensors).items():
+            setattr(self, name, value.copy())
+
+    def restore(self, tensors: dict[str, Tensor], slots: NDArray[np.int64]) -> None:
+        """Fill some slots from the first that `tensors` holds. Raises CheckpointError as `load` does.
+
+        A file may hold more than those of its streams. No stream has MOST_WRITES; more would be a search without end
+        for the reservoir's next write.
+        """
+        fresh = {name: value[:, : len(slots)] for name, value in self._fitting(tensors).items()}
+        clock = fresh["clock"]
+        if clock.shape[1] < len(slots) or ((clock[..., 0] < 0) | (clock[..., 0] > MOST_WRITES)).any():
+            raise CheckpointError(
+                f"the audit's clock must be of {len(slots)} slots with 0 to {MOST_WRITES} writes, got {clock.shape[1]} "
+                "slots; take what state_tensors() or take_out() gave"
+            )
+        self.allocate(int(slots.max(initial=-1)) + 1)
+        for name, value in fresh.items():
+            self._array(name)[:, slots] = value
+
+    def _fitting(self, tensors: dict[str, Tensor]) -> dict[str, NDArray[np.generic]]:
+        """The arrays among some tensors. Raises CheckpointError if one is missing or does not fit."""
         missing = {"schema", *_ARRAYS} - tensors.keys()
         if missing:
             raise CheckpointError(f"the audit's state lacks {sorted(missing)}; save it again with state_tensors()")
@@ -186,7 +213,7 @@ class Slab:
                 f"the audit's state has schema {int(tensors['schema'])}, this version reads up to {AUDIT_SCHEMA}; "
                 "update tsgdn2"
             )
-        fresh = {name: tensors[name].detach().cpu().numpy().copy() for name in _ARRAYS}
+        fresh = {name: tensors[name].detach().cpu().numpy() for name in _ARRAYS}
         slots = fresh["clock"].shape[1] if fresh["clock"].ndim == 3 else -1
         for name, value in fresh.items():
             old = self._array(name)
@@ -195,8 +222,7 @@ class Slab:
                     f"the audit's {name} must be {old.dtype} [{old.shape[0]}, slots, {old.shape[2:]}], got "
                     f"{value.dtype} {value.shape}; load it with the config and model that saved it"
                 )
-        for name, value in fresh.items():
-            setattr(self, name, value)
+        return fresh
 
     def check_slot(self, slot: int) -> None:
         """Raise SchemaError for a slot that was never allocated."""

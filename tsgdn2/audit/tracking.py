@@ -205,8 +205,17 @@ def events_to_tensors(events: Iterable[Eviction]) -> dict[str, Tensor]:
 def events_from_tensors(tensors: dict[str, Tensor]) -> list[Eviction]:
     """Undo `events_to_tensors`. Raises CheckpointError."""
     ints, floats = tensors.get("event_ints"), tensors.get("event_floats")
-    if ints is None or floats is None or ints.shape[1:] != (10,) or floats.shape != (len(ints), 4):
+    if (
+        ints is None
+        or floats is None
+        or ints.shape[1:] != (10,)
+        or floats.shape != (len(ints), 4)
+        or (ints.dtype != torch.int64 or floats.dtype != torch.float64)
+    ):
         raise CheckpointError("event_ints [E,10] and event_floats [E,4] must be in the audit's state; save it again")
+    causes, places = ints[:, 6], ints[:, 7]
+    if ((causes < 0) | (causes >= len(CAUSES)) | (places < 0) | (places >= len(PLACES))).any():
+        raise CheckpointError("event_ints: a cause or a place that no eviction has; save it again")
     return [
         Eviction(i[0], i[1], i[2], i[3], i[4], i[5], CAUSES[i[6]], PLACES[i[7]], i[8], i[9], f[0], f[1], f[2], f[3])
         for i, f in zip(ints.tolist(), floats.tolist(), strict=True)

@@ -46,6 +46,12 @@ class EventAhead:
         """Something else than what was held has changed this stream."""
         self._seen.pop(slot, None)
 
+    def clear(self, slots: Ints) -> None:
+        """Forget these streams, their copies too."""
+        for slot in slots.tolist():
+            self.forget(slot)
+        self._copies.clear(self._places([slot for slot in slots.tolist() if slot in self._place]))
+
     def answer(self, slots: Ints, clock: Ints, future: Floats, held: Callable[[int], Held]) -> Answer:
         """See EventEngine; `held` tells what a stream holds back."""
         chosen = list(dict.fromkeys(slots.tolist()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tsgdn2 import checkpoint
-from tsgdn2.archive import audit_config, fitting, model_of, restore_shared, shared
+from tsgdn2.archive import audit_config, fitting, model_of, shared
 from tsgdn2.events.late import EventPolicy
 from tsgdn2.forecaster import ForecasterConfig
 from tsgdn2.standards import Standards
@@ -28,10 +28,7 @@ Online = TypeVar("Online", bound="OnlineEvents")
 
 def write(path: Path, online: OnlineEvents) -> None:
     """Write atomically; nothing of the predictor changes."""
-    rows = len(online.streams)
     tensors, facts = shared(online)
-    tensors |= online._slab.tensors(rows)
-    tensors |= {f"waiting.{name}": t for name, t in online._reorder.tensors(rows).items()}
     facts["longest_gap"] = "" if online.longest_gap is None else str(online.longest_gap)
     checkpoint.write(path, tensors, facts, kind=KIND, schema=SCHEMA)
 
@@ -53,8 +50,5 @@ def read(path: Path, kind: type[Online]) -> Online:
             longest_gap=int(facts["longest_gap"]) if facts["longest_gap"] else None,
             audit=audit_config(facts["audit"]),
         )
-        names = json.loads(facts["streams"])
-        online._slab.restore(tensors, len(names))
-        online._reorder.restore(checkpoint.part(tensors, "waiting."))
-        restore_shared(online, tensors, names)
+        online._resume(tensors, json.loads(facts["streams"]))
     return online

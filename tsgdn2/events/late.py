@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple, Self, cast, get_args
 
@@ -23,7 +23,9 @@ from tsgdn2.errors import ConfigError
 from tsgdn2.events.schema import EventArrays, EventSchema, Ints
 from tsgdn2.late import LISTED, MOST_HELD, Span, nanoseconds
 from tsgdn2.scale import Bools
+from tsgdn2.slab import fit
 
+Row = tuple[int, int, int, int, list[float]]
 Late = Literal["raise", "drop", "tag"]
 RECENT = 1_024
 _LONGEST = 2**62
@@ -90,7 +92,7 @@ class LateEvents:
 
     def __init__(self, schema: EventSchema, most: int = LISTED) -> None:
         self.schema = schema
-        self._rows: deque[tuple[int, int, int, int, list[float]]] = deque(maxlen=most)
+        self._rows: deque[Row] = deque(maxlen=most)
         self.dropped = 0
         """Events that went unread, because the list was full."""
 
@@ -101,8 +103,8 @@ class LateEvents:
             time, kind, marks = (part[row].tolist() for part in events)
             self._rows.append((int(slots[row]), time, kind, int(lag[row]), marks))
 
-    def arrivals(self, streams: Sequence[str]) -> list[LateEvent]:
-        """What is listed, oldest first."""
+    def arrivals(self, streams: Mapping[int, str]) -> list[LateEvent]:
+        """What is listed of these streams, by slot; oldest first."""
         names: tuple[str | None, ...] = (*self.schema.types, "other", None)
         return [
             LateEvent(
@@ -113,28 +115,47 @@ class LateEvents:
                 np.timedelta64(lag, "ns"),
             )
             for slot, time, kind, lag, marks in self._rows
+            if slot in streams
         ]
 
     def clear(self) -> None:
         """Forget what is listed; the count of the dropped goes on."""
         self._rows.clear()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The list as tensors, for a checkpoint; nothing where nothing ever was late."""
-        if not self._rows and not self.dropped:
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
+        """What is listed of these streams, and the count of the dropped; nothing where there is nothing.
+
+        Slot n of these tensors is slots[n].
+        """
+        place = {slot: n for n, slot in enumerate(slots.tolist())}
+        rows = [(place[row[0]], *row[1:]) for row in self._rows if row[0] in place]
+        if not rows and not self.dropped:
             return {}
         return {
-            "rows": torch.tensor([row[:4] for row in self._rows], dtype=torch.int64).reshape(-1, 4),
-            "marks": torch.tensor([row[4] for row in self._rows], dtype=torch.float64).reshape(
-                len(self._rows), len(self.schema.marks)
+            "rows": torch.tensor([row[:4] for row in rows], dtype=torch.int64).reshape(-1, 4),
+            "marks": torch.tensor([row[4] for row in rows], dtype=torch.float64).reshape(
+                len(rows), len(self.schema.marks)
             ),
             "dropped": torch.tensor(self.dropped),
         }
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Undo `tensors`; KeyError where one is missing."""
+    def read(self, tensors: dict[str, Tensor], slots: Ints) -> list[Row]:
+        """The rows that `tensors` gave, for `put`; KeyError or ValueError where they do not fit."""
         if not tensors:
-            return
-        for (slot, time, kind, lag), marks in zip(tensors["rows"].tolist(), tensors["marks"].tolist(), strict=True):
-            self._rows.append((slot, time, kind, lag, marks))
-        self.dropped = int(tensors["dropped"])
+            return []
+        fit("rows", tensors, torch.zeros(1, 4, dtype=torch.int64), len(tensors["rows"]))
+        fit("marks", tensors, torch.zeros(1, len(self.schema.marks), dtype=torch.float64), len(tensors["rows"]))
+        kinds = len(self.schema.types) + 2
+        found = zip(tensors["rows"].tolist(), tensors["marks"].tolist(), strict=True)
+        rows = [(*whole, marks) for whole, marks in found]
+        if any(not (0 <= row[0] < len(slots) and 0 <= row[2] < kinds and row[3] >= 0) for row in rows):
+            raise ValueError("events that came late name a stream or a type that is not there")
+        return [(int(slots[row[0]]), *row[1:]) for row in rows]
+
+    def put(self, rows: Sequence[Row], instead: Iterable[int] = ()) -> None:
+        """List events behind the others, in place of all that is listed of the streams in slots `instead`."""
+        gone = set(instead)
+        if gone and self._rows:
+            self._rows = deque((row for row in self._rows if row[0] not in gone), self._rows.maxlen)
+        self.dropped += max(0, len(self._rows) + len(rows) - (self._rows.maxlen or 0))
+        self._rows.extend(rows)

@@ -12,7 +12,7 @@ open, and all before it is late; longest_gap refuses it. Every argument is check
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -63,8 +63,13 @@ class EventObservation(NamedTuple):
     status: str
 
 
-class OnlineEvents(Streams):
+class OnlineEvents(Streams[LateEvent]):
     """Many streams of events behind two verbs, `observe` and `forecast`, in constant time and memory per event."""
+
+    PASSAGE = "tsgdn2-event-stream"
+    policy: EventPolicy
+    _slab: EventSlab
+    _late: LateEvents
 
     def __init__(
         self,
@@ -95,14 +100,15 @@ class OnlineEvents(Streams):
         self.freq, self.late, self.longest_gap = freq, self.policy.late, gap_ns(longest_gap)
         self.schema = config.event_schema(standards.mark_mean, standards.mark_scale)
         self.targets = config.event_targets
-        self._slots: dict[str, int] = {}
-        self._slab = EventSlab(forecaster, self.schema)
+        super().__init__()
+        self._series, self._slab = self.targets, EventSlab(forecaster, self.schema)
         self.audit = audit_of(audit, forecaster)
         self._engine = EventEngine(forecaster, self._slab, self.audit)
         self._reorder = EventReorder(EventIngest(self._slab, self._engine, self.longest_gap), forecaster, self.policy)
-        self._late = LateEvents(self.schema)
+        self._route, self._late = self._reorder, LateEvents(self.schema)
         self._intake = EventIntake(self.schema, config)
         self._covariates = Covariates(config, standards)
+        self.reserve(0)
 
     @classmethod
     def from_predictor(
@@ -164,7 +170,7 @@ class OnlineEvents(Streams):
         codes, slots = np.zeros(1, np.int64), np.array([self._slots.get(stream, -1)])
         plan = self._reorder.plan([stream], codes, slots, event, covariates, ids)
         if slots[0] < 0:
-            slots[0] = self._open(stream, statics, self.targets)
+            slots[0] = self._open(stream, statics)
         moved = self._reorder.advance(plan, slots, codes, event, covariates)
         if self.policy.tags:
             self._late.add(slots, event, moved.status == LATE, moved.lag)
@@ -190,7 +196,7 @@ class OnlineEvents(Streams):
             self._covariates.static(name, None, opened=False)
         plan = self._reorder.plan(names, codes, slots, events, covariates, ids)
         for name in fresh:
-            slots[place[name]] = self._open(name, None, self.targets)
+            slots[place[name]] = self._open(name, None)
         moved = self._reorder.advance(plan, slots, codes, events, covariates)
         if self.policy.tags:
             self._late.add(slots[codes], events, moved.status == LATE, moved.lag)
@@ -250,15 +256,14 @@ class OnlineEvents(Streams):
 
     def late_arrivals(self, *, drain: bool = False) -> list[LateEvent]:
         """Events that came too late to be used (late="tag"), oldest first; `drain` forgets them."""
-        found = self._late.arrivals(self.streams)
+        found = self._arrivals(self._names)
         if drain:
             self._late.clear()
         return found
 
     def flush(self, stream: str | None = None) -> None:
         """Apply the events that a stream, or every stream, still holds. UnknownStreamError for a stream unseen."""
-        slots = list(self._slots.values()) if stream is None else [self._slot(stream)]
-        self._reorder.flush(np.array(slots, np.int64))
+        self._reorder.flush(self._order() if stream is None else np.array([self._slot(stream)]))
 
     def save(self, path: str | Path) -> None:
         """Model, states, events held, identities and audit in one safetensors file: atomic, versioned, checksummed."""
@@ -268,6 +273,9 @@ class OnlineEvents(Streams):
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote and go on as if nothing had happened. CheckpointError says what is wrong with it."""
         return archive.read(Path(path), cls)
+
+    def _arrivals(self, names: Mapping[int, str]) -> list[LateEvent]:
+        return self._late.arrivals(names)
 
     def _next(self, streams: Sequence[str], at: Time | None) -> list[NextEvent]:
         slots = np.array([self._slot(stream) for stream in streams], np.int64)

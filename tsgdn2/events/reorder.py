@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tsgdn2.checkpoint import part
 from tsgdn2.events.ahead import EventAhead, apply
 from tsgdn2.events.engine import Answer
 from tsgdn2.events.held import Held, Key, Recent, identities, to_rows
@@ -32,9 +33,11 @@ from tsgdn2.events.schema import EventArrays, Ints
 from tsgdn2.events.slab import NONE
 from tsgdn2.forecaster import Forecaster
 from tsgdn2.scale import Floats
+from tsgdn2.slab import fit
 
 Ids = Sequence[str | int | None]
 COUNTERS = ("duplicates", "overflowed")
+PREFIX = "waiting."
 
 
 class Moved(NamedTuple):
@@ -179,37 +182,76 @@ class EventReorder:
         ids = 16 * self.policy.recent_ids if self._recent else 0
         return ids + (self._empty.most_nbytes + self._ahead.row_nbytes() if self.policy.watermark else 0)
 
-    def tensors(self, rows: int) -> dict[str, Tensor]:
-        """What waits, the identities and the counters of the first `rows` streams; nothing where there never were."""
-        if not self._held:
+    def tensors(self, slots: Ints) -> dict[str, Tensor]:
+        """All that these streams [N] hold, in this order, for a file or a passage."""
+        return self.slab.tensors(slots) | {f"{PREFIX}{name}": t for name, t in self.waiting(slots).items()}
+
+    def restore(self, tensors: dict[str, Tensor], slots: Ints) -> None:
+        """Put what `tensors` gave into slots [N] that are clear; KeyError or ValueError where it does not fit."""
+        waiting = self._read(part(tensors, PREFIX), len(slots))
+        self.slab.restore(tensors, slots)
+        for n, (held, counts, recent) in waiting.items():
+            slot = int(slots[n])
+            self._held[slot], self._counts[slot] = held, counts
+            if recent is not None:
+                self._recent[slot] = recent
+
+    def clear(self, slots: Ints) -> None:
+        """Forget all about these streams; their slots are as they were before their first stream."""
+        self.slab.clear(slots)
+        self._ahead.clear(slots)
+        for slot in slots.tolist():
+            for kept in (self._held, self._recent, self._counts):
+                kept.pop(slot, None)
+
+    def waiting(self, slots: Ints) -> dict[str, Tensor]:
+        """What waits, the identities and the counters of these streams; nothing where there never were."""
+        chosen = slots.tolist()
+        if not any(slot in self._held for slot in chosen):
             return {}
-        held = [self._held.get(slot, self._empty).all() for slot in range(rows)]
-        with_ids = sorted(self._recent)
+        held = [self._held.get(slot, self._empty).all() for slot in chosen]
+        places = [n for n, slot in enumerate(chosen) if slot in self._recent]
+        with_ids = [chosen[n] for n in places]
         none = np.zeros((0, self.policy.recent_ids, 2), np.int64)
         rings = np.concatenate([none, *(self._recent[slot].ring[None] for slot in with_ids)])
         return {
             "rows": torch.from_numpy(np.concatenate([self._empty.all(), *held])),
             "held": torch.tensor([len(own) for own in held]),
-            "counts": torch.tensor([self._counts.get(slot, [0, 0]) for slot in range(rows)]),
+            "counts": torch.tensor([self._counts.get(slot, [0, 0]) for slot in chosen]),
             "ids": torch.from_numpy(rings),
-            "ids_slot": torch.tensor(with_ids, dtype=torch.int64),
+            "ids_slot": torch.tensor(places, dtype=torch.int64),
             "ids_count": torch.tensor([self._recent[slot].count for slot in with_ids], dtype=torch.int64),
         }
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Undo `tensors`; KeyError where one is missing."""
+    def _read(self, tensors: dict[str, Tensor], streams: int) -> dict[int, tuple[Held, list[int], Recent | None]]:
+        """What `waiting` gave of so many streams, by their place; KeyError or ValueError where it can not be so.
+
+        An event of a type that is not there would be added to the sums of another stream, so types are looked at here.
+        """
         if not tensors:
-            return
-        many = iter(tensors["rows"].tolist())
-        for slot, (count, counts) in enumerate(zip(tensors["held"].tolist(), tensors["counts"].tolist(), strict=True)):
-            self._held[slot], self._counts[slot] = self._empty.copy(), counts
-            for _ in range(count):
-                self._held[slot].put(tuple(next(many)))
-        for slot, ring, seen in zip(
-            tensors["ids_slot"].tolist(), tensors["ids"].numpy(), tensors["ids_count"].tolist(), strict=True
-        ):
-            self._recent[slot] = Recent(self.policy.recent_ids)
-            self._recent[slot].ring[:], self._recent[slot].count = ring, seen
+            return {}
+        many, counts, owners = (tensors[name].tolist() for name in ("held", "counts", "ids_slot"))
+        fit("held", tensors, torch.zeros(1, dtype=torch.int64), streams)
+        fit("counts", tensors, torch.zeros(1, 2, dtype=torch.int64), streams)
+        fit("ids_slot", tensors, torch.zeros(1, dtype=torch.int64), len(owners))
+        fit("ids_count", tensors, torch.zeros(1, dtype=torch.int64), len(owners))
+        fit("ids", tensors, torch.zeros(1, self.policy.recent_ids, 2, dtype=torch.int64), len(owners))
+        fit("rows", tensors, torch.from_numpy(self._empty.all()), sum(many))
+        rows, kinds, begin = tensors["rows"].numpy(), len(self.slab.sums_of.schema.types) + 2, 0
+        wrong = ((rows[:, 1] < 0) | (rows[:, 1] >= kinds)).any() or not set(owners) <= set(range(streams))
+        if wrong or len(set(owners)) < len(owners) or any(not 0 <= n <= self.policy.most_held for n in many):
+            raise ValueError("events held or identities that this predictor can not hold")
+        recent: dict[int, Recent] = {}
+        for owner, ring, seen in zip(owners, tensors["ids"].numpy(), tensors["ids_count"].tolist(), strict=True):
+            recent[owner] = Recent(0)
+            recent[owner].ring, recent[owner].count = ring.copy(), max(0, seen)
+        found = {}
+        for n, count in enumerate(many):
+            held = self._empty.copy()
+            for row in rows[begin : begin + count].tolist():
+                held.put(tuple(row))
+            found[n], begin = (held, counts[n], recent.get(n)), begin + count
+        return found
 
     def _waiting(self, slot: int, *, own: bool) -> Waiting:
         """Of one stream; a copy unless it may change what it is made of: a single event is checked before it does."""

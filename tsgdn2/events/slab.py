@@ -22,9 +22,7 @@ With number windows events come in order, the open span is one step, and `pendin
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tsgdn2.events.schema import EventArrays, EventSchema
 from tsgdn2.events.sums import EventSums, absorb
@@ -32,7 +30,6 @@ from tsgdn2.forecaster import Forecaster
 from tsgdn2.patch import NEVER_SEEN
 from tsgdn2.scale import Bools, Floats, Moments
 from tsgdn2.slab import Ints, Slab
-from tsgdn2.state import ForecasterState
 
 NONE = int(np.iinfo(np.int64).min)
 LATER = int(np.iinfo(np.int64).max)
@@ -56,14 +53,6 @@ class EventSlab(Slab):
         self.span = 1 if self.number else forecaster.config.patch_length
         """Steps that are open together."""
         super().__init__(forecaster, capacity)
-
-    def take(self, other: Slab, rows: Ints, into: Ints) -> None:
-        """Copy whole rows [N] of another slab of the same forecaster into rows `into` [N] of this one."""
-        for name in self._fresh(0):
-            getattr(self, name)[into] = getattr(other, name)[rows]
-        target, source = torch.from_numpy(self.lanes(into)), torch.from_numpy(self.lanes(rows))
-        for mine, theirs in zip(_flat(self.state), _flat(other.state), strict=True):
-            mine[target] = theirs[source]
 
     def write_events(self, slots: Ints, own: Ints, events: EventArrays, known: Floats) -> None:
         """Add events to N different streams: own [E] is the place in slots [N] of each, known [E, F] its covariates.
@@ -146,25 +135,6 @@ class EventSlab(Slab):
         seen = self.last_seen[slots]
         return np.where(seen == NONE, NEVER_SEEN, clock[:, None] - np.where(seen == NONE, 0, seen))
 
-    def row_nbytes(self) -> int:
-        """Bytes of one stream, all arrays and tensors."""
-        return int(sum(getattr(self, name).nbytes for name in self._fresh(0)) + self.state.nbytes) // self.capacity
-
-    def tensors(self, rows: int) -> dict[str, Tensor]:
-        """The first `rows` streams as named tensors, for a checkpoint."""
-        out = {f"stream.{name}": torch.from_numpy(getattr(self, name)[:rows].copy()) for name in self._fresh(0)}
-        for i, tensor in enumerate(_flat(self.state)):
-            out[f"state.{i}"] = tensor[: rows * self.config.lanes].clone()
-        return out
-
-    def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
-        """Fill the first `rows` streams from what `tensors` gave; KeyError or RuntimeError where it does not fit."""
-        self.reserve(rows)
-        for name in self._fresh(0):
-            torch.from_numpy(getattr(self, name))[:rows] = tensors[f"stream.{name}"]
-        for i, tensor in enumerate(_flat(self.state)):
-            tensor[: rows * self.config.lanes] = tensors[f"state.{i}"]
-
     def _fresh(self, rows: int) -> dict[str, NDArray[np.generic]]:
         cfg, c, p = self.config, self.config.channels, self.config.patch_length
         none = NONE
@@ -191,7 +161,3 @@ class EventSlab(Slab):
             "static_real": np.zeros((rows, cfg.static_real)),
             "static_categories": np.zeros((rows, len(cfg.static_cardinalities)), np.int64),
         }
-
-
-def _flat(state: ForecasterState) -> list[Tensor]:
-    return [*(layer[name] for layer in state.layers for name in sorted(layer)), state.count]

@@ -42,7 +42,7 @@ def online_of(forecaster, **options):
 def everything(online, stream):
     """Every array and tensor of one stream."""
     slab, slot = online._slab, online._slots[stream]
-    tensors = slab.tensors(len(online.streams))
+    tensors = slab.tensors(np.arange(len(online.streams)))
     return {name: t[slot].nan_to_num().clone() for name, t in tensors.items()}
 
 

@@ -90,8 +90,8 @@ def frame_of(rows, names):
 
 def everything(online, *, counters=True):
     """All of a predictor that is saved, but for what tells how events came."""
-    rows = len(online.streams)
-    tensors = online._slab.tensors(rows) | {f"w.{n}": t for n, t in online._reorder.tensors(rows).items()}
+    rows = np.arange(len(online.streams))
+    tensors = online._slab.tensors(rows) | {f"w.{n}": t for n, t in online._reorder.waiting(rows).items()}
     tensors |= {} if online.audit is None else {f"a.{n}": t for n, t in online.audit.state_tensors().items()}
     if not counters:
         tensors.pop("w.counts", None)
@@ -295,7 +295,7 @@ def test_without_a_watermark_and_ids_nothing_is_kept_and_the_state_has_the_bytes
     online = online_of()
     tell_all(online, events_of(np.random.default_rng(0), 20, ids=False))
     assert online.state_nbytes == online._slab.row_nbytes()
-    assert online._reorder.tensors(1) == {}
+    assert online._reorder.waiting(np.arange(1)) == {}
     online.observe("s", START + 10**6 * HOUR, "a", known=[0], event_id="x")
     assert online.state_nbytes == online._slab.row_nbytes() + 16 * 1024
 

@@ -200,7 +200,7 @@ def everything(online, stream):
     """Every array and tensor of one stream."""
     slab, slot = online._slab, online._slots[stream]
     lanes = slice(slot * slab.config.lanes, (slot + 1) * slab.config.lanes)
-    tensors = slab.tensors(len(online.streams))
+    tensors = slab.tensors(np.arange(len(online.streams)))
     return {name: (t[lanes] if name.startswith("state") else t[slot]).clone() for name, t in tensors.items()}
 
 
