@@ -4,10 +4,9 @@
     body      version, channels, N, names;  times int64 [N], values float64 [N, C], (sequences int64 [N]),
               (codes of sources uint32 [N], names of the sources of this block), crc32
 
-What is in brackets is there only where it says something. One row in the table of a database for each row of the
-journal was four times slower here, and an index by stream would touch a page for every stream of every append; instead
-a reader looks through the first blobs, a million rows in some milliseconds. The price is that a block stays whole until
-most of its rows are covered: `thinned` then writes it anew.
+What is in brackets is there only where it says something. An index by stream would touch a page for every stream of
+every append; instead a reader looks through the first blobs, a million rows in some milliseconds. The price is that a
+block stays whole until most of its rows are covered: `thinned` then writes it anew.
 """
 
 from __future__ import annotations
