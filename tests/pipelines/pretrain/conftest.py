@@ -1,0 +1,57 @@
+"""A small corpus in shards, and a training on it that takes a second: what the tests of this folder share."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tsgdn2.datasets.token_writer import TokenWriter
+from tsgdn2.language.config import LanguageConfig
+from tsgdn2.pipelines.pretrain.jobs import Pretrain
+from tsgdn2.pipelines.pretrain.options import ClusterOptions, TrainingOptions
+
+END = 96
+MODEL = LanguageConfig(vocabulary=97, width=16, layers=2, heads=2, key_dim=4, value_dim=8, mlp=24)
+TRAINING = TrainingOptions(
+    tokens=6 * 192, step_tokens=192, length=24, micro_windows=2, peak=1e-2, floor=1e-3, warmup_tokens=300,
+    checkpoint_every=1, keep=2, validate_every=3, validation_windows=5, log_every=2,
+)  # fmt: skip
+
+
+def write_corpus(folder: Path) -> None:
+    """Documents of 0 to 60 tokens that repeat themselves."""
+    draw = random.Random(5)
+    for part, count in (("train", 60), ("validation", 9)):
+        writer = TokenWriter(folder / part, vocabulary=97, end_of_document=END, tokenizer_digest="t", shard_tokens=500)
+        for number in range(count):
+            motif = [draw.randrange(96) for _ in range(5)]
+            document = [motif[i % 5] for i in range(draw.randrange(60))]
+            writer.append(document, text_bytes=len(document), cursor=(number,))
+        writer.close()
+
+
+def small_job(home: Path, *, output: str = "out", **training: object) -> Pretrain:
+    """A training of six steps on the corpus in home/data."""
+    return Pretrain(
+        data=home / "data", runs=home / "runs", output=home / output, model=MODEL, quiet=True,
+        training=replace(TRAINING, **training), cluster=ClusterOptions(accelerator="cpu", teraflops=0.1),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def home(tmp_path: Path, empty_store: Path) -> Path:
+    """A folder with data/ and a store for runs, so that no test makes one."""
+    write_corpus(tmp_path / "data")
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def job(home: Path) -> Pretrain:
+    """Six steps on one device."""
+    return small_job(home)

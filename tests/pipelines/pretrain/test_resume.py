@@ -1,0 +1,122 @@
+"""Killed at any step and in the middle of any write, a training ends with the same bits as one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tsgdn2.errors import CheckpointError, ConfigError
+from tsgdn2.pipelines.pretrain.checkpoints import CHECKPOINTS, Checkpoints, weights_of
+from tsgdn2.pipelines.pretrain.jobs import Pretrain
+from tsgdn2.pipelines.pretrain.run import run
+from tsgdn2.pipelines.pretrain.telemetry import read_curve
+
+PROGRAM = Path(__file__).with_name("attempts.py")
+
+
+def attempts(home: Path, output: str, *moments: str) -> list[str]:
+    """Exit signals of processes that train into one output, one after the other."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), str(home), output, *moments],
+        capture_output=True, text=True, check=True, timeout=300,
+    )  # fmt: skip
+    return [line for line in done.stdout.splitlines() if ":" in line or line.startswith("never")]
+
+
+def same_bits(one: Path, other: Path) -> None:
+    for name in ("model", "optimizer-exp_avg", "optimizer-exp_avg_sq", "optimizer-step"):
+        left, right = (load_file(folder / f"{name}.safetensors") for folder in (one, other))
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left), name
+
+
+def test_a_training_killed_again_and_again_ends_with_the_same_bits(home: Path) -> None:
+    draw = random.Random(11)
+    moments = [
+        f"open:{draw.randrange(1, 12)}",  # while a file of a draft is written
+        f"os.rename:{draw.randrange(1, 12)}",
+        "os.rename:6",  # all files are there, the folder has not got its name
+        f"os.mkdir:{draw.randrange(1, 4)}",
+        f"shutil.rmtree:{draw.randrange(1, 3)}",  # while an older one is removed
+    ]
+    said = attempts(home, "killed", *moments, "never")
+    assert said == [*(f"{moment} 9" for moment in moments), "never 0"]
+    assert attempts(home, "whole", "never") == ["never 0"]
+    killed, whole = (Checkpoints(home / name / CHECKPOINTS) for name in ("killed", "whole"))
+    assert killed.steps() == whole.steps() == [5, 6]
+    for step in (5, 6):
+        same_bits(killed.path(step), whole.path(step))
+    left, right = (json.loads((home / name / "result.json").read_text()) for name in ("killed", "whole"))
+    assert {k: v for k, v in left.items() if k != "seconds"} == {k: v for k, v in right.items() if k != "seconds"}
+    assert read_curve(home / "killed") == read_curve(home / "whole")
+    assert not list((home / "killed" / CHECKPOINTS).glob(".*"))
+
+
+@pytest.fixture
+def trained(home: Path, job: Pretrain) -> Checkpoints:
+    run(job)
+    assert job.output is not None
+    return Checkpoints(job.output / CHECKPOINTS)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer-exp_avg.safetensors", "progress.json"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(
+    trained: Checkpoints, file: str, damage: str
+) -> None:
+    path = trained.path(6) / file
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:middle] + (b"" if damage == "cut" else bytes([content[middle] ^ 1]) + content[middle + 1 :]))
+    identity = json.loads((trained.path(5) / "progress.json").read_text())["identity"]
+    said: list[str] = []
+    found = Checkpoints(trained.folder, say=said.append).read(identity)
+    assert found is not None
+    assert found.saved.progress.step == 5
+    assert len(said) == 1
+    assert "step 6" in said[0]
+
+
+def test_going_on_with_other_settings_is_refused_and_with_other_micro_batches_is_not(
+    trained: Checkpoints, job: Pretrain
+) -> None:
+    with pytest.raises(ConfigError, match=r"training.peak was 0.01, is 0.02"):
+        run(replace(job, training=replace(job.training, peak=2e-2)))
+    with pytest.raises(ConfigError, match="fresh: "):
+        run(replace(job, fresh=True))
+    run(replace(job, training=replace(job.training, micro_windows=4)))
+    assert trained.steps() == [5, 6]
+
+
+def test_all_checkpoints_damaged_is_an_error(trained: Checkpoints) -> None:
+    for step in trained.steps():
+        (trained.path(step) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="all 2 checkpoints"):
+        trained.read({})
+
+
+def test_the_model_of_a_training_is_found_in_its_newest_checkpoint(trained: Checkpoints) -> None:
+    assert weights_of(trained.folder.parent) == trained.path(6) / "model.safetensors"
+    assert weights_of(trained.path(5)) == trained.path(5) / "model.safetensors"
+    with pytest.raises(CheckpointError, match="holds neither"):
+        weights_of(trained.folder)
+
+
+def test_two_trainings_can_not_share_an_output(home: Path, job: Pretrain) -> None:
+    from filelock import FileLock
+
+    assert job.output is not None
+    job.output.mkdir()
+    with FileLock(job.output / ".lock"), pytest.raises(ConfigError, match="another training writes"):
+        run(job)
