@@ -4,6 +4,9 @@ PYTEST_ARGS ?=
 # Test processes: one per core, at most eight, since each imports torch. `make test JOBS=0` runs them in this one.
 JOBS ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 8 ? cores : 8)))
 QUICKSTART_ARGS ?=
+# Options for the benchmarks of record below, such as `make nab BENCH_ARGS='--quick true'`, and where their files go.
+BENCH_ARGS ?=
+RUNS ?= runs
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,7 +35,7 @@ PLAIN_TESTS := $(filter-out tests/kernels/test_native% tests/kernels/test_target
 
 .DEFAULT_GOAL := help
 .PHONY: help install native quickstart test test-without-compiler test-sanitized sanitized-best sanitized-baseline \
-	lint format clean
+	probe gift-eval rivals nab calibration serving prequential tables lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -66,6 +69,36 @@ native: $(READY)  ## compile kernels/native in place, and say what this machine 
 
 quickstart: $(NATIVE)  ## train, backtest, stream and audit on the New York weather; about three minutes
 	@$(BIN)/tsgdn2 quickstart $(QUICKSTART_ARGS)
+
+# What the tables of the READMEs are made of. Data come from TSGDN2_DATA where it is set, else from their homes.
+probe: $(NATIVE)  ## memory probes, the small table: all mixers, three seeds; under two hours on two cores
+	@$(BIN)/tsgdn2 probe --table small --runs $(RUNS) $(BENCH_ARGS)
+
+gift-eval: $(NATIVE)  ## GIFT-Eval on ETT and Jena, ours, three seeds; two hours on two cores, goes on where it was stopped
+	@$(BIN)/tsgdn2 backtest --protocol gift-eval --seeds '[0,1,2]' --runs $(RUNS) $(BENCH_ARGS)
+
+rivals: $(NATIVE)  ## the same beside GluonTS's models at the same budget; eight hours on two cores, goes on too
+	@$(BIN)/tsgdn2 backtest --protocol gift-eval --seeds '[0,1,2]' --runs $(RUNS) --models \
+		'["tsgdn2","naive","SeasonalNaive","DeepAR","PatchTST","TFT","DLinear","iTransformer"]' $(BENCH_ARGS)
+
+nab: $(NATIVE)  ## anomalies in telemetry by NAB's rules, three seeds; some minutes
+	@$(BIN)/tsgdn2 bench --what nab --runs $(RUNS) $(BENCH_ARGS)
+
+calibration: $(NATIVE)  ## coverage under drift, adaptive and split-conformal, three seeds; some ten minutes
+	@$(BIN)/tsgdn2 bench --what calibration --seeds '[2,3,4]' --runs $(RUNS) $(BENCH_ARGS)
+
+serving: $(NATIVE)  ## one update and one forecast against rivals, by age and number of streams; half an hour
+	@OMP_NUM_THREADS=1 $(BIN)/tsgdn2 bench --what serving --runs $(RUNS) $(BENCH_ARGS)
+
+prequential: $(NATIVE)  ## ETTh1 row by row with values six hours late: trains, scores, then observes; some minutes
+	@test -e $(RUNS)/prequential-model/predictor || $(BIN)/tsgdn2 train --data ett:ETTh1 --targets multivariate \
+		--hold_out 2880 --prediction_length 30 --model.epochs 6 --model.batches 30 --model.seconds 120 \
+		--runs $(RUNS) --output $(RUNS)/prequential-model
+	@$(BIN)/tsgdn2 backtest --protocol prequential --predictor $(RUNS)/prequential-model --data ett:ETTh1 --delay 6 \
+		--windows 119 --runs $(RUNS) --output $(RUNS)/prequential $(BENCH_ARGS)
+
+tables: $(NATIVE)  ## make the tables of the READMEs anew from evaluation/results
+	@$(BIN)/python -m tsgdn2.evaluation.tables
 
 test: $(NATIVE)  ## run every test
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --numprocesses=$(JOBS) $(PYTEST_ARGS)

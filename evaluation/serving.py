@@ -100,9 +100,9 @@ class Online:
 class Rerun:
     """A GluonTS predictor, run again on its context for every forecast."""
 
-    def __init__(self, predictor: Predicts, context: int, streams: int) -> None:
-        """context: values that a forecast reads."""
-        self.predictor, self.streams, self.step = predictor, streams, 0
+    def __init__(self, predictor: Predicts, context: int, streams: int, *, variates: bool = False) -> None:
+        """context: values that a forecast reads. variates: it takes targets [C, T]; here one variate per stream."""
+        self.predictor, self.streams, self.step, self.variates = predictor, streams, 0, variates
         self.ring = np.zeros((streams, context), np.float32)
 
     def feed(self, values: Floats) -> None:
@@ -120,7 +120,8 @@ class Rerun:
     def forecast(self) -> object:
         """One pass over the contexts of all streams."""
         start = pd.Period(pd.Timestamp(BEGIN), freq="h") + (self.step - self.ring.shape[1])
-        entries = [{"start": start, "target": own, "item_id": str(n)} for n, own in enumerate(self._ordered())]
+        contexts = self._ordered()[:, None] if self.variates else self._ordered()
+        entries = [{"start": start, "target": own, "item_id": str(n)} for n, own in enumerate(contexts)]
         return list(self.predictor.predict(entries))
 
     def nbytes(self) -> int:
@@ -221,6 +222,6 @@ def values_of(streams: int, first: int, stop: int, seed: int) -> Floats:
 
 
 def entries_of(values: Floats) -> Sequence[dict[str, object]]:
-    """A GluonTS data set of values [N, T]."""
+    """A GluonTS data set of values [N, T], or [N, C, T] for targets of C variates."""
     start = pd.Period(pd.Timestamp(BEGIN), freq="h")
     return [{"start": start, "target": own.astype(np.float32), "item_id": str(n)} for n, own in enumerate(values)]

@@ -5,7 +5,7 @@
 
 `python -m tsgdn2.evaluation.tables` rewrites PAGES below the current folder; a test fails while one is out of date.
 Rows of one name are one line: the mean over their seeds, with the smallest and the largest. A column's source is a name
-among the values, or name@direction for rows of that direction alone.
+among the values, or name@direction for rows of that direction alone. Where there is no row file yet, a line says so.
 """
 
 from __future__ import annotations
@@ -80,8 +80,10 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "score / split's": "score ratio", "leads 9 - 16": "coverage block 2", "17 - 24": "coverage block 3",
     },
     "serving": {
-        "update, µs": "update_us", "mean": "update_mean_us", "processor": "update_cpu_us",
-        "forecast, µs": "forecast_us", "processor, mean": "forecast_cpu_us", "bytes a stream": "bytes",
+        "update, µs": "update_us", "mean of 8": "update_patch_us", "processor": "update_cpu_us",
+        "/ ours": "update_over_ours", "/ youngest": "update_over_youngest", "forecast, µs": "forecast_us",
+        "processor's": "forecast_cpu_us", "over ours": "forecast_over_ours", "over youngest": "forecast_over_youngest",
+        "bytes a stream": "bytes",
     },
 }  # fmt: skip
 UNSEEDED = frozenset({"scan_cpu", "serving"})
@@ -97,21 +99,29 @@ _MARKED = re.compile(r"(<!-- table: (\w+)(?: of ([^>]+?))? -->\n).*?(<!-- end --
 
 def table(name: str, rows: Sequence[Row]) -> str:
     """One Markdown table: what, size, the figures of TABLES, and where they matter seeds and processor seconds."""
-    columns = {title: source for title, source in TABLES[name].items() if _values(rows, source)}
+    head, found = cells(name, rows)
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(line) + " |" for line in found)]) + "\n"
+
+
+def cells(name: str, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings, the first of them empty, and lines of the same table; figures as they come for a name without one."""
+    sources = TABLES.get(name) or {key: key for row in rows for key in row.values}
+    columns = {title: source for title, source in sources.items() if _values(rows, source)}
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(_label(row), []).append(row)
     head = ["", *columns, *([] if name in UNSEEDED else ["seeds", "CPU-s"])]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    lines = []
     for label, group in groups.items():
-        cells = [_figure(_values(group, source)) for source in columns.values()]
+        figures = [_figure(_values(group, source)) for source in columns.values()]
         if name in UNSEEDED:
-            lines.append(f"| {label}{_refusal(group)} | " + " | ".join(cells) + " |")
+            lines.append([f"{label}{_refusal(group)}", *figures])
             continue
         seeds = ", ".join(str(row.seed) for row in group if row.seed is not None) or "-"
         spent = [row.cpu_seconds for row in group if row.cpu_seconds]
-        lines.append(f"| {label} | " + " | ".join([*cells, seeds, f"{np.mean(spent):.0f}" if spent else "-"]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([label, *figures, seeds, f"{np.mean(spent):.0f}" if spent else "-"])
+    return head, lines
 
 
 def render(text: str, folder: Path = RESULTS) -> str:
@@ -119,7 +129,10 @@ def render(text: str, folder: Path = RESULTS) -> str:
 
     def made(mark: re.Match[str]) -> str:
         begins = tuple((mark[3] or "").split("; "))
-        rows = [row for row in read(folder / f"{FILES.get(mark[2], mark[2])}.jsonl") if row.what.startswith(begins)]
+        file = folder / f"{FILES.get(mark[2], mark[2])}.jsonl"
+        if mark[2] in TABLES and not file.exists():
+            return f"{mark[1]}\nNo rows of record yet: {file.name}.\n\n{mark[4]}"
+        rows = [row for row in read(file) if row.what.startswith(begins)]
         return f"{mark[1]}\n{table(mark[2], rows)}\n{mark[4]}"
 
     return _MARKED.sub(made, text)

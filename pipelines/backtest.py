@@ -4,7 +4,7 @@
     <output>/report.html, report.md, figures/
 
 Each window is forecast from the whole history before it. Baselines are trained on what lies before the first window.
-The public protocol (--protocol gift-eval) is gift_eval.py's.
+The public protocol (--protocol gift-eval) is gift_eval.py's, and scoring row by row (prequential) is prequential.py's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation import backtest as rolling
 from tsgdn2.evaluation import rows
 from tsgdn2.evaluation.metrics import calibration, evaluate
-from tsgdn2.pipelines import figures, gift_eval
+from tsgdn2.pipelines import figures, gift_eval, prequential
 from tsgdn2.pipelines.comparison import COLUMNS, NAIVE, OURS, Comparison, Model, baselines
 from tsgdn2.pipelines.event_source import open_data
 from tsgdn2.pipelines.jobs import Backtest
@@ -32,6 +32,9 @@ def run(job: Backtest) -> None:
     """Run the job. Errors: those of the data and the predictor; ConfigError where the windows do not fit."""
     if job.protocol == "gift-eval":
         gift_eval.run(job)
+        return
+    if job.protocol == "prequential":
+        prequential.run(job)
         return
     assert job.predictor is not None
     assert job.data is not None

@@ -1,4 +1,4 @@
-"""Benchmarks of the whole path: accuracy on ETTh1, phases of a patch, streams that do not end. They write rows.
+"""Benchmarks of the whole path: accuracy on ETTh1, phases of a patch, streams that do not end: rows and a page.
 
     etth1      CRPS of every seed and mixer, baselines in the same run           (never asserted in a test)
     phases     CRPS of every phase of a patch over hourly origins
@@ -11,7 +11,11 @@
     calibration coverage and width of adaptive intervals on the same streams (calibration.py)
     serving    one update and one forecast against rivals, by age and number of streams (serving.py)
 
-Every row states seed, processor seconds and versions; losing rows stay in the file.
+    <output>/<what>.jsonl                 a row is appended as soon as it is known
+    <output>/<what>.html, <what>.md       the page of all rows of the file (bench_report.py), of earlier runs too
+
+Every row states seed, processor seconds and versions; losing rows stay in the file, and of two rows of the same name,
+sizes and seed the page has the newer one. The MLflow run has the figures of the rows that were made in it.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -29,12 +34,14 @@ import polars as pl
 from tsgdn2.datasets.catalog import ett
 from tsgdn2.datasets.frame import channels
 from tsgdn2.datasets.gluon import entries
+from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.backtest import ETTH1_A, ETTH1_B, backtest
 from tsgdn2.evaluation.baselines import SeasonalNaive
 from tsgdn2.evaluation.metrics import Predicts
 from tsgdn2.evaluation.ridge import RidgeLags
-from tsgdn2.evaluation.rows import Row, append, row
+from tsgdn2.evaluation.rows import Row, append, mend, read, row
 from tsgdn2.online import OnlinePredictor
+from tsgdn2.pipelines.bench_report import metrics, newest, page
 from tsgdn2.pipelines.calibration import calibration_rows
 from tsgdn2.pipelines.estimator import GDN2Estimator
 from tsgdn2.pipelines.event_bench import azure_rows, flight_rows
@@ -43,7 +50,10 @@ from tsgdn2.pipelines.jobs import Bench
 from tsgdn2.pipelines.nab_bench import nab_rows
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.robustness import QUICK, Plan, study
+from tsgdn2.pipelines.runs import Run
+from tsgdn2.pipelines.screen import Screen
 from tsgdn2.pipelines.serving import serving_rows
+from tsgdn2.pipelines.training import record_options
 from tsgdn2.pipelines.training_shares import rows as training
 from tsgdn2.scale import Floats
 
@@ -59,7 +69,7 @@ PHASES: Mapping[str, object] = {"patch_length": 8, "context_length": 512}
 
 
 def run(job: Bench) -> None:
-    """Run one benchmark and append its rows to <output>/<what>.jsonl; prints them."""
+    """Run one benchmark: append its rows, then write the page of all rows of the file and log everything."""
     kinds: Mapping[str, Callable[[Bench], Iterable[Row]]] = {
         "etth1": etth1,
         "phases": phases,
@@ -72,13 +82,33 @@ def run(job: Bench) -> None:
         "calibration": lambda own: calibration_rows(own.seeds, quick=own.quick),
         "serving": lambda own: serving_rows(own.seeds[0], quick=own.quick),
     }
-    file = job.output / f"{job.what}{'-quick' if job.quick else ''}.jsonl"
-    for one in kinds[job.what](job):
-        append(file, one)  # as soon as it is known: an hour's work is not lost with its last minute
-        figures = ", ".join(
-            f"{name} {value:.4g}" for name, value in one.values.items() if isinstance(value, int | float)
-        )
-        print(f"{one.what}, seed {one.seed}: {figures}; {one.cpu_seconds or 0:.0f} CPU-s")
+    screen = Screen(job.quiet)
+    job = replace(job, output=job.output or job.runs / "bench")
+    folder = job.folder("bench")
+    name = f"{job.what}{'-quick' if job.quick else ''}"
+    file = folder / f"{name}.jsonl"
+    if job.page_only and not file.is_file():
+        raise ConfigError(f"page_only: {file} has no rows yet; run the benchmark first, or name another output")
+    with Run.start(job.experiment, f"bench {name}", root=job.runs, tracking_uri=job.tracking_uri,
+                   tags={"tsgdn2.job": "bench"}) as record:  # fmt: skip
+        record_options(record, job)
+        if file.is_file():
+            mend(file)
+        for one in () if job.page_only else kinds[job.what](job):
+            append(file, one)  # as soon as it is known: an hour's work is not lost with its last minute
+            record.metrics(metrics(one), step=one.seed or 0)
+            screen.say(_line(one))
+        with screen.phase("report"):
+            report = page(job.what, newest(read(file)))
+            written = report.write(folder, name)
+        for path in (file, written, written.with_suffix(".md"), *report.figure_files(folder)):
+            record.artifact(path, "bench/figures" if path.suffix == ".png" else "bench")
+    screen.say(f"page: {written}")
+
+
+def _line(one: Row) -> str:
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in one.values.items() if isinstance(value, int | float))
+    return f"{one.what}, seed {one.seed}: {figures}; {one.cpu_seconds or 0:.0f} CPU-s"
 
 
 def etth1(settings: Bench) -> list[Row]:
@@ -154,7 +184,7 @@ def phases(settings: Bench) -> list[Row]:
 
 def robustness(settings: Bench) -> Iterator[Row]:
     """Damaged histories at the ETTh1 benchmark's model settings, on all four sets."""
-    return study(QUICK if settings.quick else Plan(), settings.seeds, ETTH1_SETTINGS, settings.output)
+    return study(QUICK if settings.quick else Plan(), settings.seeds, ETTH1_SETTINGS, settings.folder("bench"))
 
 
 def events(settings: Bench) -> Iterator[Row]:

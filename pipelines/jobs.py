@@ -103,22 +103,30 @@ GIFT_MODELS: Final = (
 
 @dataclass(frozen=True, kw_only=True)
 class Backtest(Job):
-    """Judge a trained predictor on rolling windows beside baselines, or models on a public protocol."""
+    """Judge a trained predictor on rolling windows or row by row beside baselines, or models on a public protocol."""
 
-    protocol: Literal["rolling", "gift-eval"] = "rolling"
-    """rolling: the windows of --predictor on --data. gift-eval: trains and judges --models on its ETT and Jena."""
+    protocol: Literal["rolling", "prequential", "gift-eval"] = "rolling"
+    """rolling: --predictor forecasts windows of --data from the history before each. prequential: it is shown one row
+    at a time, each after it was scored. gift-eval: trains and judges --models on its ETT and Jena."""
     predictor: Path | None = None
-    """rolling: folder that `train` wrote, <output>/predictor."""
+    """rolling, prequential: folder that `train` wrote, <output>/predictor."""
     data: str | None = None
-    """rolling: a file or a named set, as for `train`."""
+    """rolling, prequential: a file or a named set, as for `train`."""
     columns: DataOptions = field(default_factory=DataOptions)
-    """rolling: how the file is read."""
+    """rolling, prequential: how the file is read."""
     windows: int = 10
-    """rolling: windows per series; the last one ends with the data."""
+    """rolling, prequential: windows per series; the last one ends with the data."""
     distance: int | None = None
-    """rolling: steps between windows; None is the prediction length."""
+    """rolling, prequential: steps between windows; None is the steps of a window."""
     baselines: bool = True
-    """rolling: judge the baselines too; they are trained on what lies before the first window."""
+    """rolling, prequential: judge the baselines too; they are trained on what was there before the first window."""
+    delay: int = 0
+    """prequential: steps that every value arrives late; forecasts look over them and are judged behind them."""
+    horizon: int | None = None
+    """prequential: steps that are judged; None is the prediction length without the delay."""
+    leaks: bool = True
+    """prequential: run the first stream again with other values in place of those that had not arrived at three of its
+    origins, and see that those forecasts stay as they were."""
     models: tuple[str, ...] = ("tsgdn2",)
     """gift-eval: of tsgdn2, seasonal_naive, naive, SeasonalNaive, DeepAR, PatchTST, TFT, DLinear, iTransformer."""
     configurations: tuple[str, ...] = ()
@@ -137,10 +145,15 @@ class Backtest(Job):
     def __post_init__(self) -> None:
         """Check the bounds, and that what the protocol needs is there."""
         at_least_one(windows=self.windows, distance=self.distance or 1, workers=self.workers)
-        if self.protocol == "rolling":
+        if self.protocol != "prequential" and (self.delay or self.horizon is not None):
+            raise ConfigError("delay, horizon: are of --protocol prequential alone; name it, or leave them out")
+        if self.protocol != "gift-eval":
             for name in ("predictor", "data"):
                 if getattr(self, name) is None:
-                    raise ConfigError(f"{name}: is needed for rolling windows; give it, or --protocol gift-eval")
+                    raise ConfigError(f"{name}: is needed by {self.protocol} windows; give it, or --protocol gift-eval")
+            at_least_one(horizon=1 if self.horizon is None else self.horizon)
+            if self.delay < 0:
+                raise ConfigError(f"delay: must be at least 0 steps, got {self.delay}")
             return
         if self.predictor is not None or self.data is not None:
             raise ConfigError("predictor, data: gift-eval trains on its own sets; choose what with --models")
@@ -207,15 +220,15 @@ class AuditSync:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Job):
-    """Memory probes: every mixer at equal memory, weights and time; a job that was stopped goes on where it was."""
+    """Memory probes: every mixer at equal state, weights and steps; a job that was stopped goes on where it was."""
 
     output: Path | None = None
     """Folder of the rows and of the page; by default `probe-<table>` in `runs`, so that the same command goes on."""
     experiment: str = "probes"
     """MLflow experiment of the run."""
     table: Literal["small", "full"] = "small"
-    """small: five probes at one level, three seeds, under two hours on two cores. full: all probes at all levels, five
-    seeds, most of a day."""
+    """small: five probes at one level, three seeds, under an hour on two cores. full: all probes at all levels, five
+    seeds, some six hours."""
     probes: tuple[str, ...] | None = None
     """Probes to run: recall, overwrite, lookup, rare, regime, effect, stale, topology, parity, s5. None is the
     table's; a probe outside the small table is run there at its hardest level."""
@@ -223,17 +236,17 @@ class Probe(Job):
     """Mixers by name, such as gdn2, kda, lstm or gdn2+swa, a hybrid; None is all of them."""
     seeds: tuple[int, ...] | None = None
     """Seeds of weights and of training streams; None is the table's."""
-    seconds: float = 33.0
-    """Processor seconds of training in each run; the tests of a run take a few more."""
-    steps: int | None = None
-    """Steps of training instead of seconds, the same on every machine."""
+    steps: int = 900
+    """Steps of training in each run, the same for every mixer and on every machine; the page says what they took."""
+    seconds: float | None = None
+    """Processor seconds of training in each run, instead of steps: then a mixer makes as many steps as fit."""
     workers: int = 2
     """Processes that share the runs, one core each."""
 
     def __post_init__(self) -> None:
         """Check the bounds."""
-        at_least_one(workers=self.workers, steps=1 if self.steps is None else self.steps)
-        if not self.seconds > 0:
+        at_least_one(workers=self.workers, steps=self.steps)
+        if self.seconds is not None and not self.seconds > 0:
             raise ConfigError(f"seconds: must be above 0, got {self.seconds}")
         for name in ("probes", "mixers", "seeds"):
             if getattr(self, name) == ():
@@ -245,9 +258,13 @@ QUICK: Final = ("robustness", "events", "nab", "calibration", "serving")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """Measure accuracy, anomaly scores, coverage or time, and append rows to a file."""
+class Bench(Job):
+    """Measure accuracy, anomaly scores, coverage or time: rows that are appended to a file, and a page of them all."""
 
+    output: Path | None = None
+    """Folder of the rows, <what>.jsonl, and of the page, <what>.html and <what>.md; by default `bench` in `runs`."""
+    experiment: str = "bench"
+    """MLflow experiment of the run."""
     what: Literal[
         "etth1", "phases", "memory", "endurance", "training", "robustness", "events", "nab", "calibration", "serving"
     ] = "etth1"
@@ -259,10 +276,10 @@ class Bench:
     """Epochs of 30 batches of etth1, phases and memory; the other benchmarks have their own budgets."""
     mixers: tuple[str, ...] = ("gdn2", "lstm", "none")
     """Mixers of etth1, all at the same settings and number of batches."""
-    output: Path = Path("runs/bench")
-    """Folder of the .jsonl files and of the figures."""
     quick: bool = False
-    """Seconds instead of minutes, to see that all works; the rows go to <what>-quick.jsonl."""
+    """Seconds instead of minutes, to see that all works; rows and page are called <what>-quick."""
+    page_only: bool = False
+    """Measure nothing: make the page of the rows that are there."""
 
     def __post_init__(self) -> None:
         """Check what no benchmark does."""
@@ -272,7 +289,7 @@ class Bench:
             raise ConfigError(f"quick: only {', '.join(QUICK)} have a quick form, got what={self.what!r}")
 
 
-Options = type[Job] | type[AuditSync] | type[Bench] | Verb
+Options = type[Job] | type[AuditSync] | Verb
 
 # Job name on the command line: its options, and the module and function that run it.
 JOBS: Final[dict[str, tuple[Options, str]]] = {

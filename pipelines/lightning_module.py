@@ -20,12 +20,10 @@ from torch import Tensor
 
 from tsgdn2.forecaster import Forecaster
 from tsgdn2.head import quantile_loss
+from tsgdn2.parameters import decay_groups
 from tsgdn2.pipelines.loader import Batch
 from tsgdn2.scale import Floats
 from tsgdn2.state import ForecasterState
-
-NO_DECAY = ("A_log", "dt_bias", "norm", "bias", "conv")
-
 
 WAIT_SHARE = 0.1
 """Weight of the time to the next event beside the horizon."""
@@ -131,12 +129,7 @@ class ForecastTraining(LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:  # type: ignore[override]
         """AdamW with two groups, linear warm-up over a twentieth of the steps, cosine to a twentieth of the rate."""
-        plain: list[Tensor] = []
-        decayed: list[Tensor] = []
-        for name, parameter in self.forecaster.named_parameters():
-            is_plain = parameter.ndim < 2 or any(part in name.split(".")[-1] for part in NO_DECAY)
-            (plain if is_plain else decayed).append(parameter)
-        groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = decay_groups(self.forecaster, self.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
         warm = max(1, self.steps // 20)
 

@@ -2,16 +2,19 @@
 
     <output>/probe.jsonl     a row is appended as soon as its run ends; a run that has its row is never done again
     <output>/report.html     the page, its Markdown twin report.md and figures/
+    <output>/probe.lock      held while a job works there; it stays, and holds nothing once its job has ended
 
 A job that was stopped in any way goes on where it was when it is started again with the same output; a line that was
 cut off in the middle is dropped, and its run is done again. Runs are independent, so several processes share them. Rows
-of another budget do not count; rows of another version of the code do, so a new version wants a new output.
+of another budget do not count; rows of another version of the code do, and the page names every version that it shows.
+Two jobs never work in one output at the same time: the second one is refused.
 """
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +33,7 @@ from tsgdn2.pipelines.training import record_options, write_settings
 from tsgdn2.pipelines.workers import spread
 
 ROWS: Final = "probe.jsonl"
+LOCK: Final = "probe.lock"
 SEEDS: Final = {"small": 3, "full": 5}
 
 
@@ -37,12 +41,12 @@ def run(job: Probe) -> None:
     """Do the runs that have no row yet, then write the page and log everything."""
     screen = Screen(job.quiet)
     job = replace(job, output=job.output or job.runs / f"probe-{job.table}")
-    budget = Budget(seconds=job.seconds, steps=job.steps)
+    budget = Budget(steps=job.steps, seconds=job.seconds)
     wanted = trials(job)
     folder = job.folder("probe")
     path = folder / ROWS
-    with Run.start(job.experiment, f"probe {job.table}", root=job.runs, tracking_uri=job.tracking_uri,
-                   tags={"tsgdn2.job": "probe"}) as record:  # fmt: skip
+    with alone(folder), Run.start(job.experiment, f"probe {job.table}", root=job.runs, tracking_uri=job.tracking_uri,
+                                  tags={"tsgdn2.job": "probe"}) as record:  # fmt: skip
         write_settings(job, folder)
         record_options(record, job)
         done = finished(path, budget)
@@ -57,7 +61,7 @@ def run(job: Probe) -> None:
                 phase.advance()
         rows = [done[trial] for trial in wanted]
         with screen.phase("report"):
-            written = page(f"Memory probes, {job.table} table", rows, _settings(job, budget, rows)).write(folder)
+            written = page(f"Memory probes, {job.table} table", rows, made_with(job, budget, rows)).write(folder)
         for row in rows:
             names = {f"{row.shape['probe']} {row.shape['level']}/{row.shape['mixer']}/{point}".replace("+", "-"): value
                      for point in POINTS if isinstance(value := row.values.get(point), float)}  # fmt: skip
@@ -65,6 +69,19 @@ def run(job: Probe) -> None:
         for file in (path, written, written.with_suffix(".md"), folder / "figures"):
             record.artifact(file, "report")
     screen.say(f"page: {written}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, or raise ConfigError; the system lets go of it when the process ends, in any way."""
+    with (folder / LOCK).open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(
+                f"output: another probe job works in {folder}; wait for its end or give another --output"
+            ) from error
+        yield
 
 
 def trials(job: Probe) -> list[Trial]:
@@ -93,7 +110,7 @@ def finished(path: Path, budget: Budget) -> dict[Trial, Row]:
     found: dict[Trial, Row] = {}
     for row in read(path):
         shape = row.shape
-        if (shape["seconds"], shape["steps"]) == (budget.seconds, budget.steps) and row.seed is not None:
+        if {name: shape[name] for name in budget.key} == budget.key and row.seed is not None:
             found[Trial(str(shape["probe"]), int(shape["level"] or 0), str(shape["mixer"]), row.seed)] = row
     return found
 
@@ -110,12 +127,14 @@ def _line(trial: Trial, row: Row) -> str:
             f"{row.values['steps']} steps, {row.cpu_seconds or 0:.0f} CPU-s")  # fmt: skip
 
 
-def _settings(job: Probe, budget: Budget, rows: Sequence[Row]) -> str:
-    length = f"{budget.steps} steps" if budget.steps is not None else f"{budget.seconds:g} CPU-seconds"
+def made_with(job: Probe, budget: Budget, rows: Sequence[Row]) -> str:
+    """How the rows were made, in a sentence that names every commit and device among them."""
+    length = f"{budget.steps} steps" if budget.seconds is None else f"{budget.seconds:g} CPU-seconds"
     seeds = sorted({row.seed for row in rows if row.seed is not None})
+    torches = sorted({f"torch {row.versions['torch']}" for row in rows})
+    commits, devices = sorted({f"commit {row.commit}" for row in rows}), sorted({row.device for row in rows})
     return (
         f"{len(rows)} runs: seeds {', '.join(map(str, seeds))}, {length} of training each, "
-        f"batches of {budget.streams} streams, AdamW at {budget.lr:g}; {rows[0].device}, "
-        f"torch {rows[0].versions['torch']}, commit {rows[0].commit}; "
-        f"`tsgdn2 probe --table {job.table}`"
+        f"batches of {budget.streams} streams, AdamW at {budget.lr:g}; "
+        f"{'; '.join(devices)}; {', '.join(torches + commits)}; `tsgdn2 probe --table {job.table}`"
     )

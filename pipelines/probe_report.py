@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from tsgdn2.evaluation.probes.standings import OURS, Standing, order, standings, verdict
+from tsgdn2.evaluation.probes.contract import Probe
+from tsgdn2.evaluation.probes.standings import OURS, Standing, floor_at, order, standings, verdict
 from tsgdn2.evaluation.probes.suite import MIXERS, probe_of
 from tsgdn2.evaluation.probes.trial import FACTORS, GAPS, MISSING
 from tsgdn2.evaluation.rows import Row
@@ -35,10 +36,12 @@ def page(title: str, rows: Sequence[Row], settings: str) -> Report:
     report = Report(title, settings)
     found = standings(rows)
     probes = list(dict.fromkeys((one.probe, one.level) for one in found))
+    by_time = any(row.shape.get("seconds") is not None for row in rows)
     report.paragraph(
-        "Every mixer sits in the same two blocks, trains on the same streams of a seed with the same optimiser and the "
-        "same processor seconds, and has the same memory and as many weights; nothing is tuned per mixer. A cell is "
-        "the mean over the seeds, with the smallest and the largest. T is the length of training."
+        "Every mixer sits in the same two blocks and trains on the same streams of a seed with the same optimiser and "
+        f"the same {'processor seconds' if by_time else 'number of steps'}; nothing is tuned per mixer. Rivals have at "
+        "least the state of gdn2 in bytes, and as many weights where they can; the last table has every size. A cell "
+        "is the mean over the seeds, with the smallest and the largest. T is the length of training."
     )
     report.heading("All probes")
     report.table(
@@ -50,12 +53,13 @@ def page(title: str, rows: Sequence[Row], settings: str) -> Report:
         probe = probe_of(*key)
         report.heading(f"{_name(*key)}: {probe.asks}")
         report.paragraph(
-            f"1 means: {probe.one}. Chance is {probe.none}. Level {key[1]}: {probe.level_is}. "
-            f"T = {probe.length} tokens."
+            f"1 means: {probe.one}. Without memory the best answer is {probe.guess}: "
+            f"{_chance(probe)}.{_pooled(probe)} Level {key[1]}: {probe.level_is}. T = {probe.length} tokens."
         )
         report.paragraph(verdict(own))
         report.figure(f"probe-{key[0]}-{key[1]}", picture(own), f"{_name(*key)}: left, score against the length of the "
-                      "stream; right, score at T with gaps and with missing tokens. Bars span the seeds.")  # fmt: skip
+                      "stream; right, score at T with gaps and with missing tokens. Bars span the seeds; the dashed "
+                      "line is the floor, which tells nothing apart.")  # fmt: skip
         points = [point for point in POINTS if all(point in one.scores for one in own)]
         parts = [part for part in own[0].scores if part not in POINTS]
         columns = {**{point: POINTS[point] for point in points}, **{part: f"{part}, T" for part in parts}}
@@ -67,18 +71,20 @@ def page(title: str, rows: Sequence[Row], settings: str) -> Report:
         )  # fmt: skip
     report.heading("What every mixer had")
     report.table(
-        ("mixer", "memory, floats", "whole state, bytes", "parameters", "training steps", "CPU-s a run"),
+        ("mixer", "memory, floats", "whole state, bytes", "parameters", "training steps", "CPU-s a step",
+         "CPU-s a run"),
         [_size([one for one in found if one.mixer == mixer]) for mixer in dict.fromkeys(one.mixer for one in found)],
         ours=(OURS,),
-        note="Memory is what is remembered of the past at any length; the whole state has convolution caches, rates "
-        "and angles too. Parameters differ between probes by their embeddings; means over all runs.",
+        note="The whole state is what is compared: all mixers but gdn, deltanet, mamba2 (gdn2's matrices and "
+        "convolution, fewer rates) and none have at least gdn2's. Memory is what is remembered of the past at any "
+        "length; the rest are convolution caches, rates and angles. An lstm of this state has more weights than any "
+        "SwiGLU can make up. Parameters differ between probes by their embeddings; means over all runs.",
     )  # fmt: skip
     return report
 
 
 def picture(own: Sequence[Standing]) -> bytes:
     """Two panels of one probe: score by length, and by gaps and missing tokens; own is sorted, the best first."""
-    probe = probe_of(own[0].probe, own[0].level)
     with mpl.rc_context(cast(Any, STYLE)):
         figure = Figure(figsize=(11.0, 1.6 + 0.24 * max(12, len(own))))
         FigureCanvasAgg(figure)
@@ -103,9 +109,10 @@ def picture(own: Sequence[Standing]) -> bytes:
         left.set_xscale("log", base=2)
         left.set_xticks(FACTORS, [POINTS[f"x{factor}"] for factor in FACTORS])
         left.set(title="by length", xlabel="tokens of the stream", ylabel="score", ylim=(-0.03, 1.03))
-        left.axhline(probe.chance, color="#8a929c", lw=1, ls="--")
+        floors = [floor_at(own[0], factor) for factor in FACTORS]
+        left.plot(FACTORS, floors, color="#8a929c", lw=1, ls="--", label="floor")
         right.set(title="by gaps and missing tokens, at T", xlabel="score", xlim=(-0.03, 1.03))
-        right.axvline(probe.chance, color="#8a929c", lw=1, ls="--")
+        right.axvline(floors[0], color="#8a929c", lw=1, ls="--")
         right.set_yticks(range(len(own), 0, -1), [one.mixer for one in own])
         right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize=9)
         handles, labels = left.get_legend_handles_labels()
@@ -113,6 +120,17 @@ def picture(own: Sequence[Standing]) -> bytes:
         out = io.BytesIO()
         figure.savefig(out, format="png")
         return out.getvalue()
+
+
+def _chance(probe: Probe) -> str:
+    first, last = (probe.chance(factor * probe.length) for factor in (1, FACTORS[-1]))
+    return f"{first:.2f}" if first == last else f"{first:.2f} at T, {last:.2f} at {FACTORS[-1]} T"
+
+
+def _pooled(probe: Probe) -> str:
+    if not probe.pooled:
+        return ""
+    return f" The mean of the stream's own {probe.things} answers, which tells none apart, scores {probe.pooled:.2f}."
 
 
 def _name(probe: str, level: int) -> str:
@@ -138,5 +156,7 @@ def _size(own: Sequence[Standing]) -> dict[str, str]:
     return {
         "mixer": own[0].mixer, "memory, floats": f"{mean('memory_floats'):,.0f}",
         "whole state, bytes": f"{mean('state_bytes'):,.0f}", "parameters": f"{mean('parameters'):,.0f}",
-        "training steps": f"{mean('steps'):,.0f}", "CPU-s a run": f"{mean('cpu_seconds'):.1f}",
+        "training steps": f"{mean('steps'):,.0f}",
+        "CPU-s a step": f"{mean('step_seconds'):.3f}",
+        "CPU-s a run": f"{mean('cpu_seconds'):.1f}",
     }  # fmt: skip

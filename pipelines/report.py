@@ -71,13 +71,15 @@ class Report:
         )
         self._markdown.append(f"![{caption}](figures/{name}.png)\n\n{caption}")
 
+    def figure_files(self, folder: Path) -> list[Path]:
+        """Where `write` puts the figures of this page."""
+        return [folder / "figures" / f"{name}.png" for name in self._figures]
+
     def write(self, folder: Path, name: str = "report") -> Path:
         """Write <name>.html, <name>.md and figures/ into a folder; gives the page's path."""
-        pictures = folder / "figures"
-        if self._figures:
-            pictures.mkdir(parents=True, exist_ok=True)
-        for figure, png in self._figures.items():
-            (pictures / f"{figure}.png").write_bytes(png)
+        for path, png in zip(self.figure_files(folder), self._figures.values(), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png)
         template = Template(PAGE.read_text(encoding="utf-8"))
         page = folder / f"{name}.html"
         page.write_text(

@@ -4,8 +4,9 @@
     streams    1 .. 10,000 streams of one age, each timing over the number of streams
 
 In a turn every contender, at every age, takes one patch of updates and makes one forecast; turns alternate, medians
-over them. Our updates close a patch in every eighth step, so a patch is the least that shows their mean. Models of
-GluonTS are trained for a moment: it is their time that counts here, and no weight changes that. One thread.
+over them. Our updates close a patch in every eighth step, so a patch is the least that shows their mean. Ratios are of
+one turn, so that what else the machine does falls on both sides; medians over the turns again. Models of GluonTS are
+trained for a moment: it is their time that counts here, and no weight changes that. One thread.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from typing import Any, Final
 import lightning.pytorch as pl
 import numpy as np
 from gluonts.model.seasonal_naive import SeasonalNaivePredictor
-from gluonts.torch import DeepAREstimator, PatchTSTEstimator
+from gluonts.torch import (
+    DeepAREstimator,
+    DLinearEstimator,
+    PatchTSTEstimator,
+    TemporalFusionTransformerEstimator,
+)
+from gluonts.torch.model.i_transformer import ITransformerEstimator
 
 from tsgdn2.evaluation.metrics import LEVELS, Predicts
 from tsgdn2.evaluation.rows import Row, Timing, Value, row, timing_quantiles
@@ -47,7 +54,7 @@ class Plan:
 
     ages: tuple[int, ...] = (10**3, 10**4, 10**5, 10**6)
     """Observations behind one stream."""
-    streams: tuple[tuple[int, int], ...] = ((10, 10), (100, 5), (1_000, 3), (10_000, 1))
+    streams: tuple[tuple[int, int], ...] = ((10, 10), (100, 5), (1_000, 5), (10_000, 3))
     """Numbers of streams, and the turns of each."""
     history: int = 128
     """Observations behind each of many streams."""
@@ -109,8 +116,10 @@ def _rows(contenders: list[Clocked], turns: int, seed: int) -> Iterator[Row]:
                 _turn(one, values[:, turn * PATCH : (turn + 1) * PATCH])
                 if turn == 0:  # first calls load and allocate
                     one.updates, one.update_cpu, one.forecasts, one.forecast_cpu = [], [], [], []
+    ours = {one.age: one for one in contenders if one.name.startswith(OURS)}
+    youngest = {one.name: one for one in reversed(contenders)}
     for one in contenders:
-        yield _row(one, seed)
+        yield _row(one, ours[one.age], youngest[one.name], seed)
 
 
 def _turn(one: Clocked, values: np.ndarray) -> None:
@@ -126,16 +135,34 @@ def _turn(one: Clocked, values: np.ndarray) -> None:
     one.forecast_cpu.append(time.process_time() - used)
 
 
-def _row(one: Clocked, seed: int) -> Row:
+def _ratios(one: Clocked, other: Clocked, over: str) -> dict[str, Any]:
+    """Time of an update (mean of a patch) and of a forecast over another's of the same turn; medians."""
+    updates = [_patches(each) for each in (one, other)]
+    forecasts = [np.array(each.forecasts) for each in (one, other)]
+    return {f"{name}_over_{over}": float(np.median(own / its))
+            for name, (own, its) in (("update", updates), ("forecast", forecasts))}  # fmt: skip
+
+
+def _patches(one: Clocked) -> np.ndarray:
+    """Seconds of an update, mean of each patch of them, [turns]."""
+    return np.asarray(np.reshape(one.updates, (-1, PATCH)).mean(1))
+
+
+def _row(one: Clocked, ours: Clocked, youngest: Clocked, seed: int) -> Row:
     count = one.serves.streams
     figures: dict[str, Any] = {
         "update_us": float(np.median(one.updates)) / count * 1e6,
+        "update_patch_us": float(np.median(_patches(one))) / count * 1e6,
         "update_mean_us": float(np.mean(one.updates)) / count * 1e6,
         "update_cpu_us": float(np.mean(one.update_cpu)) / count * 1e6,
         "forecast_us": float(np.median(one.forecasts)) / count * 1e6,
         "forecast_cpu_us": float(np.mean(one.forecast_cpu)) / count * 1e6,
         "bytes": one.serves.nbytes(),
     }
+    if one is not ours:
+        figures |= _ratios(one, ours, "ours")
+    if one is not youngest:
+        figures |= _ratios(one, youngest, "youngest")
     shape: dict[str, Value] = {
         "streams": count,
         "observations": one.age,
@@ -153,6 +180,9 @@ def _makers(plan: Plan, seed: int) -> dict[str, Callable[[int], Serves]]:
     ours = _ours(data, plan, seed)
     patchtst = _gluonts(PatchTSTEstimator, data, plan, seed, patch_len=16, stride=8, scaling="std")
     deepar = _gluonts(DeepAREstimator, data, plan, seed, freq="h", lags_seq=list(LAGS))
+    tft = _gluonts(TemporalFusionTransformerEstimator, data, plan, seed, freq="h", quantiles=list(LEVELS))
+    dlinear = _gluonts(DLinearEstimator, data, plan, seed)
+    itransformer = _gluonts(ITransformerEstimator, data[:, None], plan, seed)
     naive = SeasonalNaivePredictor(prediction_length=HORIZON, season_length=SEASON)
 
     def online(streams: int) -> Serves:
@@ -163,7 +193,10 @@ def _makers(plan: Plan, seed: int) -> dict[str, Callable[[int], Serves]]:
         "nn.LSTM, one step": lambda streams: Stepped(HORIZON, len(LEVELS), 64, streams),
         "River SNARIMAX, learn and forecast": lambda streams: River(HORIZON, streams),
         "GluonTS SeasonalNaive, run again": lambda streams: Rerun(naive, SEASON, streams),
+        "GluonTS DLinear, run again": lambda streams: Rerun(dlinear, CONTEXT, streams),
         "GluonTS PatchTST, run again": lambda streams: Rerun(patchtst, CONTEXT, streams),
+        "GluonTS iTransformer, run again": lambda streams: Rerun(itransformer, CONTEXT, streams, variates=True),
+        "GluonTS TFT, run again": lambda streams: Rerun(tft, CONTEXT, streams),
         "GluonTS DeepAR, run again": lambda streams: Rerun(deepar, CONTEXT + max(LAGS), streams),
     }
 

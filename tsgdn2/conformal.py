@@ -4,19 +4,27 @@ What repeats exactly can be covered 80 % of the time only by intervals that now 
 ends hover around the repeated value. Nothing is promised of any single moment: only of the share over time.
 
     pair u: levels a_u < 1/2 and 1 - a_u of the model, middle m;  alpha_u = 2 a_u, the share to be missed
-    given out at the clock:   [m - f_u (m - q_lo),  m + f_u (q_hi - m)],   f_u = exp(s_u), and never inside pair u + 1
+    arms    l = (1 - EVEN) (m - q_lo) + EVEN usual_u,   r = (1 - EVEN) (q_hi - m) + EVEN usual_u,   half = (l + r) / 2
+    factor  f_u = exp(s_u) (recent_u / half)^LEAN
+    given out at the clock:   [m - f_u l,  m + f_u r],   and never inside pair u + 1
+    when a patch closes:      usual_u  <- usual_u + SLOW (mean over the block of (q_hi - q_lo) / 2 - usual_u)
     when y comes, for each forecast of it that was made when a patch closed, in the block of its lead time:
-                              s_u <- s_u + ETA (1{y outside} - alpha_u)
+                              s_u      <- s_u + ETA (1{y outside} - alpha_u)
+                              recent_u <- recent_u + FAST (min(c_u |y - m|, CAP max(recent_u, usual_u)) - recent_u)
 
-Each s is a quantile tracker, in the logarithm of a factor: no unit, no scale, no memory of past scores. Its sum
-telescopes, so over any T judged values, whatever they are,
+The model's widths say which moments are hard, but overstate it, and say nothing of the errors just seen: the arms are
+drawn towards their usual length, and it towards that of recent errors. The first closing is given out as it is; both
+begin there. Each s is a quantile tracker, in the logarithm of a factor: no unit, no memory of past scores. Its sum
+telescopes, whatever it multiplies, so over any T judged values, whatever they are,
 
     share missed - alpha_u = (s_u(T) - s_u(0)) / (ETA T)         (exactly, while |s| < LIMIT)
 
 | symbol | shape per stream | what |
 |---|---|---|
 | s | [K, C, U] | logarithm of the factor, by block of lead times (a patch of steps each), channel and pair |
-| ends | [K, H, C, U, 2] | the ends that were given out at the last K closings, and `origin` [K], their clocks |
+| usual | [K, C, U] | running mean of the model's half-widths; 0 before the first closing, and then nothing is changed |
+| recent | [K, C, U] | running mean of the errors, as the half-width c_u of a normal law of mean absolute error 1 |
+| ends, middle | [K, H, C, U, 2], [K, H, C] | given out at the last K closings, and `origin` [K], their clocks |
 | judged, missed | [K, C, U] | values judged so far, and those outside |
 | last | [C] | last step that was judged: repeats, replacements and late values are not judged again |
 
@@ -24,30 +32,41 @@ A block has a patch of lead times because each value then falls once into each. 
 model. A missing cell is judged by nothing and changes nothing. Surprise stays that of the model's own quantiles.
 
 Sources: Gibbs and Candes 2021, arXiv 2106.00170 (adaptive conformal inference); Angelopoulos, Candes and Tibshirani
-2023, arXiv 2307.16895 (quantile tracking and its telescoping sum); Romano, Patterson and Candes 2019, arXiv 1905.03222
-(scores relative to a model's own quantiles).
+2023, arXiv 2307.16895 (quantile tracking, its telescoping sum, a forecast of scores beneath it); Romano, Patterson and
+Candes 2019, arXiv 1905.03222 (scores relative to a model's own quantiles).
 H horizon, C channels, Q quantiles, K blocks, U pairs from the outermost, N streams, P patch.
 """
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Final, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tsgdn2.errors import ConfigError
+from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.ingest import FILLED, NEW, Route
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.scale import Floats
 from tsgdn2.slab import NONE, Ints, Slab
 
-ETA: Final = 0.06
-"""Step of the tracker: one miss at 80 % widens by 5 %, one hit narrows by 1.2 %. A larger one follows sooner, and its
-own noise makes it wider: by 3 % from 0.05 to 0.1."""
+ETA: Final = 0.04
+"""Step of the tracker: one miss at 80 % widens by 3 %; a larger one follows sooner, and is wider by its own noise."""
+EVEN: Final = 0.3
+"""Weight of the usual half-width in the arms: more is narrower, and leaves more misses on the long side."""
+LEAN: Final = 0.5
+"""Weight of recent errors in the logarithm of the width."""
+FAST: Final = 0.12
+"""Weight of the newest error: some eight values are remembered."""
+CAP: Final = 10.0
+"""Bound on one error, in widths: a single wild value widens by less than half."""
+SLOW: Final = 0.01
+"""Weight of the newest half-width: some hundred patches are remembered."""
 LIMIT: Final = 16.0
 """Bound on |s|, a factor of nine million: where the model's own interval has no width at all, nothing can widen it."""
+TINY: Final = float(np.finfo(np.float64).tiny)
 PREFIX: Final = "conformal."
 
 
@@ -125,7 +144,10 @@ class Calibration:
     """The route in front of another one: judges what comes, widens what is answered."""
 
     s: Floats
+    usual: Floats
+    recent: Floats
     ends: Floats
+    middle: Floats
     origin: Ints
     judged: Ints
     missed: Ints
@@ -142,10 +164,11 @@ class Calibration:
             (i, j) for i, a in enumerate(levels) for j, b in enumerate(levels) if a < 0.5 and abs(a + b - 1) < 1e-9
         ]
         if not self.pairs:
-            raise ConfigError(
-                f"quantiles: calibration needs two levels a and 1 - a, the model has {levels}; train with them"
-            )
-        self.alpha = np.array([2 * levels[i] for i, _ in self.pairs])
+            raise ConfigError(f"quantiles: calibration needs two levels a and 1 - a, not {levels}; train with them")
+        self.low, self.high = ([pair[side] for pair in self.pairs] for side in (0, 1))
+        self.alpha = np.array([2 * levels[i] for i in self.low])
+        # a normal law of mean absolute error 1 has the deviation sqrt(pi / 2)
+        self.normal = np.array([-NormalDist(sigma=np.sqrt(np.pi / 2)).inv_cdf(levels[i]) for i in self.low])
         self.capacity = 0
         self._reserve(1)
 
@@ -186,11 +209,16 @@ class Calibration:
 
     def restore(self, tensors: dict[str, Tensor], rows: int) -> None:
         """See Route; what no calibration wrote begins uncalibrated."""
+        own = {name: tensors[f"{PREFIX}{name}"] for name in ARRAYS if f"{PREFIX}{name}" in tensors}
+        if own and len(own) < len(ARRAYS):
+            raise CheckpointError(
+                f"archive: its calibration lacks {[name for name in ARRAYS if name not in own]}, an earlier version "
+                "wrote it; load it as an OnlinePredictor and begin anew by Calibrated.of"
+            )
         self.route.restore(tensors, rows)
         self._reserve(rows)
-        if any(name.startswith(PREFIX) for name in tensors):
-            for name in ARRAYS:
-                getattr(self, name)[:rows] = tensors[f"{PREFIX}{name}"].numpy()
+        for name, tensor in own.items():
+            getattr(self, name)[:rows] = tensor.numpy()
 
     def counts(self, slot: int) -> tuple[Ints, Ints]:
         """Values judged and missed, [K, C, U] each."""
@@ -204,11 +232,21 @@ class Calibration:
         made = (origin != NONE) & (self.origin[slots, place] != origin)
         if made.any():
             rows, place = slots[made], place[made]
-            wide = self._widened(self.slab.reference[rows], rows)
-            self.ends[rows, place] = np.stack(
-                [wide[..., [i for i, _ in self.pairs]], wide[..., [j for _, j in self.pairs]]], -1
-            )
+            own = self.slab.reference[rows]
+            wide = self._widened(own, rows)
+            self.ends[rows, place] = np.stack([wide[..., self.low], wide[..., self.high]], -1)
+            self.middle[rows, place] = self._centre(own)[..., 0]
             self.origin[rows, place] = origin[made]
+            self._meet(rows, own)  # afterwards: who asks before the next row comes is told the same ends
+
+    def _meet(self, rows: Ints, own: Floats) -> None:
+        """Learn the usual half-widths from the model's quantiles [N, H, C, Q] that were made at a closing."""
+        half = (own[..., self.high] - own[..., self.low]) / 2
+        mean = np.stack([half[:, k * self.patch : (k + 1) * self.patch].mean(1) for k in range(self.blocks)], 1)
+        usual, recent, told = self.usual[rows], self.recent[rows], np.isfinite(mean)
+        new = told & (usual == 0)
+        self.usual[rows] = np.where(new, mean, np.where(told, usual + SLOW * (mean - usual), usual))
+        self.recent[rows] = np.where(new, mean, recent)
 
     def _judge(self, slots: Ints, step: Ints, values: Floats) -> None:
         """Move the factors of every block that forecast these values [N, C]."""
@@ -222,6 +260,9 @@ class Calibration:
             out = ~((y >= ends[..., 0]) & (y <= ends[..., 1]))
             at = slots[n], ahead // self.patch, c  # after a gap, two forecasts may reach a value in one block
             np.add.at(self.s, at, ETA * (out - self.alpha))
+            error = self.normal * np.abs(y - self.middle[slots[n], place, ahead, c][:, None])
+            most = CAP * np.maximum(self.recent[at], self.usual[at])
+            np.add.at(self.recent, at, FAST * (np.minimum(error, most) - self.recent[at]))
             np.add.at(self.judged, at, 1)
             np.add.at(self.missed, at, out.astype(np.int64))
             self.s[at] = np.clip(self.s[at], -LIMIT, LIMIT)
@@ -229,27 +270,32 @@ class Calibration:
 
     def _widened(self, quantiles: Floats, slots: Ints) -> Floats:
         """Calibrated quantiles [N, H, C, Q]; levels without a partner stay, and those above never lie below them."""
-        factor = np.exp(self._factors(slots, quantiles.shape[1]))
-        low, high = (quantiles[..., [pair[side] for pair in self.pairs]] for side in (0, 1))
-        middle = quantiles[..., self._middle()].mean(-1, keepdims=True)
-        below = np.maximum.accumulate((factor * (middle - low))[..., ::-1], -1)[..., ::-1]
-        above = np.maximum.accumulate((factor * (high - middle))[..., ::-1], -1)[..., ::-1]
+        middle = self._centre(quantiles)
+        s, usual, recent = self._known(slots, quantiles.shape[1])
+        low, high = middle - quantiles[..., self.low], quantiles[..., self.high] - middle
+        met = usual > 0
+        low, high = (np.where(met, (1 - EVEN) * arm + EVEN * usual, arm) for arm in (low, high))
+        half = np.maximum((low + high) / 2, TINY)
+        factor = np.where(met, np.exp(s) * np.maximum(recent, TINY) ** LEAN / half**LEAN, 1.0)
+        below, above = (np.maximum.accumulate((factor * arm)[..., ::-1], -1)[..., ::-1] for arm in (low, high))
         out = quantiles.copy()
-        out[..., [i for i, _ in self.pairs]], out[..., [j for _, j in self.pairs]] = middle - below, middle + above
-        single = [q for q in range(out.shape[-1]) if q not in {side for pair in self.pairs for side in pair}]
+        out[..., self.low], out[..., self.high] = middle - below, middle + above
+        single = [q for q in range(out.shape[-1]) if q not in {*self.low, *self.high}]
         return np.maximum.accumulate(out, -1) if single else out
 
-    def _factors(self, slots: Ints, steps: int) -> Floats:
-        """Logarithms of the factors by lead time, [N, H, C, U]; 0 for streams of which nothing is known yet."""
-        known = slots < self.capacity
-        found = self.s[np.where(known, slots, 0)] * known[:, None, None, None]
-        return np.asarray(found[:, np.arange(steps) // self.patch])
+    def _known(self, slots: Ints, steps: int) -> tuple[Floats, Floats, Floats]:
+        """s, usual and recent by lead time, [N, H, C, U]; 0 for streams of which nothing is known yet."""
+        known = (slots < self.capacity)[:, None, None, None]
+        at, block = np.where(slots < self.capacity, slots, 0), np.arange(steps) // self.patch
+        s, usual, recent = (np.asarray((own[at] * known)[:, block]) for own in (self.s, self.usual, self.recent))
+        return s, usual, recent
 
-    def _middle(self) -> list[int]:
-        """Quantiles whose mean is the middle: the median, or the innermost pair."""
+    def _centre(self, quantiles: Floats) -> Floats:
+        """Middle of quantiles [..., Q], [..., 1]: the median, or the mean of the innermost pair."""
         levels = np.array(self.slab.config.quantiles)
         at = int(np.abs(levels - 0.5).argmin())
-        return [at] if abs(levels[at] - 0.5) < 1e-9 else list(self.pairs[-1])
+        inner = [at] if abs(levels[at] - 0.5) < 1e-9 else list(self.pairs[-1])
+        return np.asarray(quantiles[..., inner].mean(-1, keepdims=True))
 
     def _reserve(self, rows: int) -> None:
         """Room for this many streams; rows keep their place and content."""
@@ -257,15 +303,11 @@ class Calibration:
             return
         room = max(rows, 2 * self.capacity)
         k, c, u = self.blocks, self.slab.config.channels, len(self.pairs)
-        fresh = {
-            "s": np.zeros((room, k, c, u)),
-            "ends": np.zeros((room, k, self.horizon, c, u, 2)),
-            "origin": np.full((room, k), np.int64(NONE)),
-            "judged": np.zeros((room, k, c, u), np.int64),
-            "missed": np.zeros((room, k, c, u), np.int64),
-            "last": np.full((room, c), np.int64(NONE)),
-        }
-        for name, array in fresh.items():
+        moved = {name: np.zeros((room, k, c, u)) for name in ("s", "usual", "recent")}
+        counted = {name: np.zeros((room, k, c, u), np.int64) for name in ("judged", "missed")}
+        clocks = {"origin": np.full((room, k), np.int64(NONE)), "last": np.full((room, c), np.int64(NONE))}
+        ends, middle = (np.zeros((room, k, self.horizon, c, *tail)) for tail in ((u, 2), ()))
+        for name, array in (moved | counted | clocks | {"ends": ends, "middle": middle}).items():
             if self.capacity:
                 array[: self.capacity] = getattr(self, name)
             setattr(self, name, array)

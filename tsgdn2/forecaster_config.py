@@ -17,6 +17,8 @@ from tsgdn2.events.schema import EventSchema
 from tsgdn2.mixers.gates import MEMBERS
 
 MIXERS = (*MEMBERS, "mamba3", "mamba3-mimo", "rwkv7", "swa", "lstm", "none")
+OWN_DECAY = tuple(name for name, gates in MEMBERS.items() if gates.decay != "none")
+"""Mixers whose intervals can decay by the rate of the token at their end."""
 MODES = ("independent", "joint", "attention")
 
 
@@ -61,7 +63,8 @@ class ForecasterConfig:
     attention_window: int = 64
     """Commits that a layer of swa sees; its state grows with it."""
     decay_from: str = "previous"
-    """Whose rate decays an interval: the commit before it ("previous") or the token at its end ("own")."""
+    """Whose rate decays an interval: the commit before it ("previous") or the token at its end ("own"; the mixers of
+    OWN_DECAY, which are the delta family's that decay)."""
     norm_max: float = 256.0
     """Bound M on a head's Frobenius norm at every 64th commit."""
     half_life: float = 336.0
@@ -126,6 +129,8 @@ class ForecasterConfig:
         _require("attention_window", self.attention_window, ">= 1", self.attention_window >= 1)
         _require("key_dim", self.key_dim, "even for mamba3", self.key_dim % 2 == 0 or "mamba3" not in self.mixer)
         _require("decay_from", self.decay_from, '"previous" or "own"', self.decay_from in ("previous", "own"))
+        allowed = f'"previous" for mixer {self.mixer!r} ("own" is for {", ".join(OWN_DECAY)})'
+        _require("decay_from", self.decay_from, allowed, self.decay_from == "previous" or self.mixer in OWN_DECAY)
         _require(
             "channel_identity",
             self.channel_identity,

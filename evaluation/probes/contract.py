@@ -2,7 +2,10 @@
 
     tokens x_0 .. x_{N-1}      a question after token i is a query token; it reads and leaves nothing behind
     score of real answers      1 - sum (answer - y)^2 / sum (answer - mean)^2, at least 0      1 exact, 0 the mean
-    score of classes           share of right answers                                      1 all right, chance 1/classes
+    score of classes           share of right answers                                      1 all right
+    floor                      the larger of two scores that tell nothing apart:
+      chance(tokens)           the best answer that knows the question and nothing of the stream
+      pooled                   the mean of what a stream would answer to all its things, 1/things; 0 where it has one
 
 Two axes beside length: `gap` is the share of tokens before which time passes (8 to 32 periods), `missing` the share of
 tokens that never arrive; a token on which an answer rests (`vital`) always does, so every answer stays known.
@@ -64,10 +67,8 @@ class Probe(ABC):
     """What is asked, in one sentence."""
     one: ClassVar[str]
     """What a score of 1 means."""
-    none: str
-    """What chance is."""
-    chance: float = 0.0
-    """Score of guessing."""
+    guess: ClassVar[str] = "the mean of all answers"
+    """The best answer that knows nothing of the stream."""
     levels: ClassVar[tuple[int, ...]]
     """Difficulties, easiest first."""
     level_is: ClassVar[str]
@@ -83,6 +84,24 @@ class Probe(ABC):
         if level not in self.levels:
             raise ConfigError(f"level: must be one of {self.levels} ({self.level_is}), got {level}")
         self.level = level
+
+    @property
+    def things(self) -> int:
+        """Things of a stream that an answer must tell apart; 1 where there is one, or none."""
+        return self.level
+
+    @property
+    def pooled(self) -> float:
+        """Score of the mean over a stream's own things, which remembers them and tells none apart."""
+        return 1 / self.things if self.things > 1 else 0.0
+
+    def chance(self, tokens: int) -> float:  # noqa: ARG002
+        """Score of `guess` on streams of `tokens` tokens."""
+        return 0.0
+
+    def floor(self, tokens: int) -> float:
+        """What a score must exceed to speak for a memory that tells things apart."""
+        return max(self.chance(tokens), self.pooled)
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, streams: int, tokens: int) -> Episodes:

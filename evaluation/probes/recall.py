@@ -38,7 +38,6 @@ class Recall(Probe):
     name = "recall"
     asks = "which two numbers came with this key, some time ago, among tokens without a key?"
     one = "every value is given exactly"
-    none = "0: no better than the mean of all values"
     levels = (1, 4, 8, 12)
     level_is = "keys written and asked"
     features, outputs = 2 + IDS + VALUES, VALUES
@@ -65,11 +64,15 @@ class Overwrite(Probe):
     name = "overwrite"
     asks = "which two numbers does this key hold now, after a share of the eight keys was written again?"
     one = "rewritten keys give their new value and untouched ones their old one, exactly"
-    none = "0: either the rewritten or the untouched keys are no better than the mean"
     levels = (25, 50, 75)
     level_is = "percent of the keys that are rewritten"
     features, outputs = 2 + IDS + VALUES, VALUES
     keys = 8
+
+    @property
+    def things(self) -> int:
+        """All eight keys are asked."""
+        return self.keys
 
     def draw(self, rng: np.random.Generator, streams: int, tokens: int) -> Episodes:
         """Eight keys, then `level` percent of them again, at random places in this order; all asked at the end."""
@@ -102,10 +105,9 @@ class Topology(Probe):
     name = "topology"
     asks = "what is the value of the node that this node is linked to now, after half of the links have changed?"
     one = "every value is given exactly, along the link of now; the value of a node itself is asked too, and not scored"
-    none = "0: no better than the mean of all values"
     levels = (2, 4, 6)
     level_is = "nodes"
-    length = 16
+    length = 24
     features, outputs = 3 + 3 * NODES + VALUES, VALUES
 
     def draw(self, rng: np.random.Generator, streams: int, tokens: int) -> Episodes:

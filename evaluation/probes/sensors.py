@@ -23,7 +23,6 @@ class Lookup(Probe):
     name = "lookup"
     asks = "what did every channel read at the moment when this channel pulsed, some time ago?"
     one = "every reading is given exactly"
-    none = "0: no better than the mean of all readings"
     levels = (1, 2, 4)
     level_is = "channels that pulsed"
     features, outputs = 2 * CHANNELS + 1, CHANNELS
@@ -52,7 +51,6 @@ class Rare(Probe):
     name = "rare"
     asks = "how high was the only spike of this channel, among ordinary readings of eight channels?"
     one = "every height is given exactly"
-    none = "0: no better than the mean height"
     levels = (1, 2, 4)
     level_is = "channels that spiked once"
     features, outputs = 2 * SPIKING + 1, 1
@@ -85,7 +83,6 @@ class Regime(Probe):
         "which mean level did three channels have in this regime, before other readings and a gap of 20 to 100 periods?"
     )
     one = "the mean of what was seen of the regime is given exactly"
-    none = "0: no better than the mean over all regimes"
     levels = (2, 4, 8)
     level_is = "regimes"
     features, outputs = LABELS + LEVELS + 1, LEVELS

@@ -2,6 +2,7 @@
 
     Range     mean, smallest and largest over the seeds
     best      the largest mean;  level with it are all whose range reaches the best one's smallest seed
+    floor     what the probe's own floor gives at that length, guessing or the mean of the stream's own things
 
 A range of three seeds is no proof; it is what was seen, and the sentences say no more than that.
 """
@@ -19,7 +20,7 @@ from tsgdn2.evaluation.rows import Row
 
 OURS: Final = "gdn2"
 NEAR: Final = 0.05
-"""A mean this close to chance has learned nothing worth a rank."""
+"""A mean this close to the floor has learned nothing worth a rank."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,15 @@ class Standing:
     """Parameters, bytes, steps, processor seconds."""
 
 
-FIGURES: tuple[str, ...] = ("parameters", "memory_floats", "state_bytes", "steps", "loss", "train_seconds")
+FIGURES: tuple[str, ...] = (
+    "parameters",
+    "memory_floats",
+    "state_bytes",
+    "steps",
+    "loss",
+    "train_seconds",
+    "step_seconds",
+)
 
 
 def standings(rows: Sequence[Row]) -> list[Standing]:
@@ -88,24 +97,31 @@ def order(own: Sequence[Standing]) -> list[Standing]:
 
 def verdict(own: Sequence[Standing]) -> str:
     """Who wins on one probe at the length of training and at 16 times that, in plain words."""
-    chance = probe_of(own[0].probe, own[0].level).chance
-    said = [_at(own, "x1", "At the length of training"), _at(own, "x16", "At 16 times that length")]
-    floor = [one.mixer for one in own if _over_lengths(one) <= chance + NEAR]
-    if floor and len(floor) < len(own):
-        said.append(f"No better than chance over all lengths: {_list(sorted(floor))}.")
+    lengths = [int(name[1:]) for name in own[0].scores if name[0] == "x"]
+    floor = float(np.mean([floor_at(own[0], factor) for factor in lengths]))
+    said = [_at(own, 1, "At the length of training"), _at(own, 16, "At 16 times that length")]
+    low = [one.mixer for one in own if _over_lengths(one) <= floor + NEAR]
+    if low and len(low) < len(own):
+        said.append(f"No better than the floor over all lengths: {_list(sorted(low))}.")
     return " ".join(said)
+
+
+def floor_at(one: Standing, factor: int) -> float:
+    """The floor of its probe at `factor` times the length of training."""
+    probe = probe_of(one.probe, one.level)
+    return probe.floor(factor * probe.length)
 
 
 def _over_lengths(one: Standing) -> float:
     return float(np.mean([value.mean for name, value in one.scores.items() if name[0] == "x"]))
 
 
-def _at(own: Sequence[Standing], point: str, where: str) -> str:
-    chance = probe_of(own[0].probe, own[0].level).chance
+def _at(own: Sequence[Standing], factor: int, where: str) -> str:
+    point, floor = f"x{factor}", floor_at(own[0], factor)
     ranked = sorted(own, key=lambda one: -one.scores[point].mean)
     first = ranked[0].scores[point]
-    if first.mean <= chance + NEAR:
-        return f"{where} no mixer is better than chance; the largest mean is {first}."
+    if first.mean <= floor + NEAR:
+        return f"{where} no mixer is better than the floor ({floor:.2f}); the largest mean is {first}."
     level = [one.mixer for one in ranked[1:] if one.scores[point].high >= first.low]
     text = f"{where} **{ranked[0].mixer}** is best with {first}"
     text += f", and level with it {'is' if len(level) == 1 else 'are'} {_list(level)}." if level else ", alone."

@@ -2,7 +2,8 @@
 
     effect   y' = 0.7 y + b_u + noise         token [y, y' | action u one-hot (4) | planned one-hot (4) | ask]
              two futures from the same y:  0.7^h y  and  0.7^h y + 0.7^{h-1} b_u,   h = 1 .. 3
-    stale    r = phi y + beta z               token [y, z, r, ask];   beta becomes 0 in half of the streams
+    stale    r = phi y + beta z + noise       token [y, z, r, heard, ask];   beta becomes 0 in half of the streams
+             the last quarter of a stream is silent: r and heard are 0, so that both relations must be remembered
 
 b, phi and beta are drawn per stream, so they can only be learned from its past.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from tsgdn2.evaluation.probes.contract import Episodes, Floats, Ints, Probe, end, explained, one_hot, some
 
 KINDS, AHEAD, KEEPS = 4, 3, 0.7
+NOISE, SILENT = 0.05, 0.25
 
 
 class Effect(Probe):
@@ -24,7 +26,6 @@ class Effect(Probe):
     name = "effect"
     asks = "how do the next three steps differ if this action is planned, and if nothing is?"
     one = "the difference of the two futures is the true effect of the action in this stream"
-    none = "0: both futures are the same"
     levels = (1, 2, 4)
     level_is = "kinds of action, each seen twice"
     features, outputs = 2 + 2 * KINDS + 1, AHEAD
@@ -67,43 +68,55 @@ class Effect(Probe):
 
 
 class Stale(Probe):
-    """An exogenous relation that goes stale while the dynamics stay."""
+    """An exogenous relation that goes stale while the dynamics stay, asked after a silence."""
 
     name = "stale"
-    asks = "what is the response now, after the driver may have stopped to matter while the dynamics stayed?"
+    asks = (
+        "what is the response now, after the driver may have stopped to matter, the dynamics stayed and it fell silent?"
+    )
     one = "the dynamics are kept, a driver that stopped has no effect and one that goes on has its own"
-    none = "0: one of the three is no better than answering 0, or keeps the stale effect"
+    guess = "0, or half of the driver's effect where it is not known whether it stopped"
     levels = (8, 4, 2)
-    level_is = "tokens since the driver stopped"
-    features, outputs = 4, 1
+    level_is = "responses that were heard since the driver stopped"
+    features, outputs = 5, 1
+
+    @property
+    def things(self) -> int:
+        """The two relations have a score each, and the smaller one counts."""
+        return 1
 
     def draw(self, rng: np.random.Generator, streams: int, tokens: int) -> Episodes:
-        """Half of the streams lose the driver `level` tokens before the end; two questions of each kind at the end."""
+        """Half of the streams lose the driver `level` tokens before the silence; each relation is asked twice."""
+        heard = np.arange(tokens) < tokens - round(SILENT * tokens)
         keeps = rng.uniform(-1, 1, (streams, 1))
         gain = rng.choice([-1.0, 1.0], (streams, 1)) * rng.uniform(0.5, 1.0, (streams, 1))
         stopped = rng.random((streams, 1)) < 0.5
-        matters = ~(stopped & (np.arange(tokens) >= tokens - self.level))
-        y, z = rng.uniform(-1, 1, (2, streams, tokens))
-        response = keeps * y + gain * matters * z
-        x = np.stack([y, z, response, np.zeros_like(y)], -1)
+        matters = ~(stopped & (np.arange(tokens) >= heard.sum() - self.level))
+        y = rng.uniform(-1, 1, (streams, tokens))
+        z = rng.choice([-1.0, 1.0], y.shape) * rng.uniform(0.3, 1.0, y.shape)  # a weak one would tell nothing
+        response = heard * (keeps * y + gain * matters * z + rng.normal(0, NOISE, y.shape))
+        x = np.stack([y, z, response, np.broadcast_to(heard, y.shape), np.zeros_like(y)], -1)
         sizes = rng.choice([-1.0, 1.0], (streams, 4)) * rng.uniform(0.3, 1.0, (streams, 4))
         of_dynamics = np.array([True, True, False, False])
-        question = np.zeros((streams, 4, 4))
+        question = np.zeros((streams, 4, self.features))
         question[..., 0], question[..., 1] = sizes * of_dynamics, sizes * ~of_dynamics
-        question[..., 3] = 1
+        question[..., -1] = 1
         answer = sizes * np.where(of_dynamics, keeps, gain * ~stopped)
         part = np.where(of_dynamics, 0, np.where(stopped, 1, 2))
         # what the driver did while it mattered rides along, so that the score can tell a stale answer's size
         answer = np.stack([answer, sizes * gain * ~of_dynamics], -1)
-        vital = np.ones((streams, tokens), np.bool_)
+        vital = np.tile(heard, (streams, 1))
         return Episodes(x, vital, question, end(streams, 4, tokens), np.zeros((streams, 4)), answer, part)
 
     def score(self, y: Floats, answer: Floats, part: Ints) -> Mapping[str, float]:
-        """The smallest of three: dynamics kept, stale driver forgotten, living driver kept."""
+        """The smallest of three: dynamics kept, stale driver forgotten, living driver kept.
+
+        Half of the driver's effect is the best answer where it is not known whether it stopped, and scores 0.
+        """
         true, was = answer[:, :1], answer[:, 1:]
-        kept, going = (explained(y[part == p], true[part == p], about=0.0) for p in (0, 2))
-        stale = was[part == 1]
-        spread = float(np.square(stale).sum())
-        left = float(np.square(y[part == 1]).sum()) / spread if spread > 0 else 1.0
-        forgotten = max(0.0, 1.0 - left)
+        kept = explained(y[part == 0], true[part == 0], about=0.0)
+        forgotten, going = (
+            explained(y[part == p] - was[part == p] / 2, true[part == p] - was[part == p] / 2, about=0.0)
+            for p in (1, 2)
+        )
         return {"score": min(kept, forgotten, going), "kept": kept, "forgotten": forgotten, "going": going}

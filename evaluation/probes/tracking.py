@@ -3,7 +3,14 @@
     parity        p_t = p_{t-1} xor flip_t                    token [flip + noise, ask]
     permutations  swap places i and j, or hold                token [i, j two-hot (5) | hold | ask | place one-hot (5)]
 
-Questions come after random ones of the last T tokens, so at 16 T all of them stand at the end of a long product.
+Questions come after random ones of the last T tokens, so at 16 T all of them stand at the end of a long product. Short
+products are still near to where they began, and the best guess knows that. After n tokens, with a share s of flips and
+k places of which a token that moves (3/4 of them) moves a given thing with probability 2/k:
+
+    even                (1 + (1 - 2 s)^n) / 2
+    in its own place    1/k + (1 - 1/k) (1 - (3/4) 2/(k - 1))^n
+
+The floor is the mean over the n of the questions; of s5, for the better of two guesses: its own place, or another one.
 """
 
 from __future__ import annotations
@@ -12,11 +19,16 @@ import numpy as np
 
 from tsgdn2.evaluation.probes.contract import Episodes, Ints, Probe, one_hot
 
-ASKED, PLACES = 8, 5
+ASKED, PLACES, HOLDS = 8, 5, 0.25
 
 
 def _late(rng: np.random.Generator, streams: int, tokens: int, last: int) -> Ints:
     return rng.integers(max(0, tokens - last), tokens, (streams, ASKED))
+
+
+def _mean_power(base: float, tokens: int, last: int) -> float:
+    """Mean of base^n over the numbers n of tokens before a question."""
+    return float(np.mean(base ** np.arange(max(0, tokens - last) + 1, tokens + 1)))
 
 
 class Parity(Probe):
@@ -25,13 +37,21 @@ class Parity(Probe):
     name = "parity"
     asks = "is the number of flips so far odd?"
     one = "every answer is right"
-    none = "0.5: guessing"
-    chance = 0.5
+    guess = "always even"
     levels = (10, 50)
     level_is = "percent of the tokens that flip"
     length = 16
     classes = 2
     features, outputs = 2, 2
+
+    @property
+    def things(self) -> int:
+        """One bit."""
+        return 1
+
+    def chance(self, tokens: int) -> float:
+        """Share of even answers."""
+        return 0.5 + 0.5 * _mean_power(1 - 2 * self.level / 100, tokens, self.length)
 
     def draw(self, rng: np.random.Generator, streams: int, tokens: int) -> Episodes:
         """Flips at random; tokens without one may be lost."""
@@ -59,17 +79,24 @@ class Permutations(Probe):
     classes = PLACES
     features, outputs = PLACES + 2 + PLACES, PLACES
 
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
-        self.chance = 1 / level
-        self.none = f"{self.chance:.2g}: guessing among the places that take part"
+    guess = "that everything stands in its own place, or another one where that is more often right"
+
+    @property
+    def things(self) -> int:
+        """One order; its places can not be averaged."""
+        return 1
+
+    def chance(self, tokens: int) -> float:
+        """Share of things in their own place, or in another one."""
+        above = _mean_power(1 - (1 - HOLDS) * 2 / (self.level - 1), tokens, self.length) / self.level
+        return 1 / self.level + max((self.level - 1) * above, -above)
 
     def draw(self, rng: np.random.Generator, streams: int, tokens: int) -> Episodes:
         """A quarter of the tokens hold; these may be lost."""
         row = np.arange(streams)
         i = rng.integers(0, self.level, (streams, tokens))
         j = (i + rng.integers(1, self.level, (streams, tokens))) % self.level
-        holds = rng.random((streams, tokens)) < 0.25
+        holds = rng.random((streams, tokens)) < HOLDS
         x = np.zeros((streams, tokens, self.features))
         x[..., :PLACES] = (one_hot(i, PLACES) + one_hot(j, PLACES)) * ~holds[..., None]
         x[..., PLACES] = holds

@@ -30,6 +30,16 @@ def test_seeds_of_one_name_are_one_line_and_losing_rows_stay(tmp_path: Path):
     assert table("etth1", rows).count("\n") == 4
 
 
+def test_a_table_without_its_row_file_says_so_and_a_name_that_is_no_table_is_an_error(tmp_path: Path):
+    text = render("<!-- table: serving -->\nold\n<!-- end -->", tmp_path)
+    assert "No rows of record yet: serving.jsonl." in text
+    assert "old" not in text
+    append(tmp_path / "serving.jsonl", row("ours, 1 stream", {"observations": 1000}, update_us=400.0))
+    assert "| ours, 1 stream, 1,000 observations | 400 |" in render(text, tmp_path)
+    with pytest.raises(FileNotFoundError):
+        render("<!-- table: srving -->\n<!-- end -->", tmp_path)
+
+
 def test_a_table_may_hold_the_rows_whose_names_begin_so_and_drops_empty_columns(tmp_path: Path):
     append(tmp_path / "etth1.jsonl", *(row(name, {}, **{"CRPS A": 0.5}) for name in ("a: one", "b: two", "c: three")))
     text = render("<!-- table: etth1 of a:; c: th -->\n<!-- end -->", tmp_path)

@@ -31,7 +31,7 @@ def test_every_contender_has_a_row_at_every_age_and_number_of_streams() -> None:
     rows = read(Path("out/serving-quick.jsonl"))
     keys = [(row.what.rpartition(", ")[0], row.shape["streams"], row.shape["observations"]) for row in rows]
     names = list(dict.fromkeys(name for name, *_ in keys))
-    assert len(names) == 6
+    assert len(names) == 9
     assert names[0].startswith(serving.OURS)
     plan = serving.QUICK
     wanted = [(name, 1, age) for age in plan.ages for name in names]
@@ -39,9 +39,37 @@ def test_every_contender_has_a_row_at_every_age_and_number_of_streams() -> None:
     assert keys == wanted
     for row in rows:
         assert row.seed == 3
-        assert all(row.values[name] > 0 for name in ("update_us", "update_mean_us", "forecast_us", "bytes"))
+        assert all(row.values[name] > 0 for name in ("update_us", "update_patch_us", "forecast_us", "bytes"))
+        rival = not row.what.startswith(serving.OURS)
+        older = row.shape["streams"] == 1 and row.shape["observations"] != plan.ages[0]
+        for over, wanted in (("ours", rival), ("youngest", older)):
+            assert [f"{name}_over_{over}" in row.values for name in ("update", "forecast")] == [wanted, wanted]
     ours = [row.values["bytes"] for row in rows if row.what.startswith(serving.OURS)]
     assert len(set(ours)) == 1, "a stream has the same bytes however old it is"
+    page = Path("out/serving-quick.md").read_text()
+    assert "Our update there takes" in page
+    assert all(f"| {name}, 1 stream, 400 observations |" in page for name in names)
+
+
+def test_ratios_are_of_one_turn_and_of_whole_patches() -> None:
+    steps = serving.PATCH
+    one, other = (serving.Clocked(name, None, 0, [], [], [], []) for name in ("a", "b"))  # type: ignore[arg-type]
+    for turn, slow in enumerate((1.0, 50.0, 2.0)):  # a busy machine slows both sides of a turn
+        one.updates += [slow] * (steps - 1) + [slow * (1 + 2 * steps)]
+        other.updates += [slow] * steps
+        one.forecasts.append(slow * (4 + turn))
+        other.forecasts.append(slow)
+    assert serving._ratios(one, other, "ours") == {"update_over_ours": 3.0, "forecast_over_ours": 5.0}
+
+
+def test_targets_of_variates_are_one_per_stream() -> None:
+    class Seen:
+        def predict(self, entries: list[dict[str, np.ndarray]]) -> list[tuple[int, ...]]:
+            return [entry["target"].shape for entry in entries]
+
+    again = Rerun(Seen(), 24, 3, variates=True)  # type: ignore[arg-type]
+    again.feed(values_of(3, 0, 30, 1))
+    assert again.forecast() == [(1, 24)] * 3
 
 
 def test_values_do_not_depend_on_the_piece_that_is_asked_for() -> None:

@@ -63,6 +63,9 @@ def test_every_detector_has_its_rows_and_the_published_ones_are_marked() -> None
     assert (ours.seed, ours.shape["windows"], ours.shape["rows"]) == (5, 2, 2 * ROWS)
     assert ours.cpu_seconds > 0
     assert all(0 <= row.values["standard"] <= 100 for row in rows)
+    page = Path("out/nab-quick.md").read_text()
+    assert page.startswith("# Anomalies in telemetry")
+    assert "**standard**: moving z-score is first" in page
 
 
 @pytest.mark.usefixtures("at_home", "files")
@@ -75,6 +78,7 @@ def test_coverage_of_every_stream_and_of_all_of_them_is_in_the_rows() -> None:
     assert every["coverage"] == pytest.approx(np.mean([row.values["coverage"] for row in rows[:-1]]))
     assert every["worst off"] == pytest.approx(max(abs(row.values["coverage"] - WANTED) for row in rows[:-1]))
     assert every["streams within 2 points"] <= 2
+    assert "of 2 passes of a stream" in Path("out/calibration-quick.md").read_text()
     for row in rows[:-1]:
         assert 0.6 < row.values["coverage"] < 0.95
         assert row.values["rolling low"] == pytest.approx(row.values["coverage"]), "shorter than one rolling window"

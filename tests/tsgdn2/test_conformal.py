@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import polars as pl
@@ -13,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tsgdn2 import archive, checkpoint
-from tsgdn2.conformal import ETA, LIMIT, Calibrated
+from tsgdn2.conformal import CAP, ETA, EVEN, FAST, LEAN, LIMIT, SLOW, Calibrated
 from tsgdn2.errors import CheckpointError, ConfigError, UnknownStreamError
 from tsgdn2.online import OnlinePredictor
 
 HOUR = 3_600_000_000_000
 NAMES = ("s", "t")
+MOVED = ("s", "recent", "judged", "last")
 
 
 def frame(rows, channels):
@@ -117,13 +119,10 @@ def test_a_frame_is_its_rows_one_by_one_bit_for_bit_and_gaps_change_nothing(diso
     rng.shuffle(rows)
     rows.sort(key=lambda row: row[1] + 3 * rng.random())
     for name, step, values in rows:
-        before = [getattr(calibration(one), key).copy() for key in ("s", "judged", "last")]
+        before = [getattr(calibration(one), key).copy() for key in MOVED]
         one.observe(name, step * HOUR, values)
         if not np.isfinite(values).any():
-            after = [
-                getattr(calibration(one), key)[: len(old)]
-                for key, old in zip(("s", "judged", "last"), before, strict=True)
-            ]
+            after = [getattr(calibration(one), key)[: len(old)] for key, old in zip(MOVED, before, strict=True)]
             assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     many.observe_many(frame(rows, ("a", "b", "c")))
     left, right = (calibration(online).tensors(len(online.streams)) for online in (one, many))
@@ -191,6 +190,75 @@ def test_a_plain_file_begins_uncalibrated_and_a_calibrated_one_is_read_without(d
     online.save(path)
     without = OnlinePredictor.load(path)
     np.testing.assert_array_equal(without.forecast("s").quantiles, plain.forecast("s").quantiles)
+
+
+def test_widths_follow_the_equations_in_the_module_docstring(disorder):
+    online = Calibrated.of(disorder.predictor(prediction_length=10, layers=1))
+    plain = disorder.predictor(prediction_length=10, layers=1)
+    levels = np.array(plain.config.quantiles)[:4]
+    normal = [-NormalDist(0, (np.pi / 2) ** 0.5).inv_cdf(float(level)) for level in levels]
+    s, usual, recent = (np.zeros((3, 3, 4)) for _ in range(3))
+    told = []
+    for name, step, values in stream(np.random.default_rng(8), 121):
+        own = plain.forecast(name).quantiles if step and step % 4 == 0 else None
+        if own is not None:
+            middle, low, high = own[..., 4], own[..., 4:5] - own[..., :4], own[..., :4:-1] - own[..., 4:5]
+            block = np.arange(10) // 4
+            half, factor = (low + high) / 2, 1.0
+            if told:
+                low, high = ((1 - EVEN) * arm + EVEN * usual[block] for arm in (low, high))
+                factor = np.exp(s[block]) * (recent[block] / ((low + high) / 2)) ** LEAN
+            below, above = (np.maximum.accumulate((factor * arm)[..., ::-1], -1)[..., ::-1] for arm in (low, high))
+            told = [*told[-2:], (step - 1, middle, middle[..., None] - below, middle[..., None] + above)]
+            for k in range(3):
+                mean = half[4 * k : 4 * k + 4].mean(0)
+                usual[k], recent[k] = (
+                    (usual[k] + SLOW * (mean - usual[k]), recent[k]) if len(told) > 1 else (mean, mean)
+                )
+        for clock, middle, low, high in told:
+            k, at = divmod(step - clock - 1, 4)
+            if k < 3 and 4 * k + at < 10:
+                y, at = values[:, None], 4 * k + at
+                s[k] += ETA * (((y < low[at]) | (y > high[at])) - 2 * levels)
+                error = np.minimum(normal * np.abs(y - middle[at][:, None]), CAP * np.maximum(recent[k], usual[k]))
+                recent[k] += FAST * (error - recent[k])
+        for one in (online, plain):
+            one.observe(name, step * HOUR, values)
+    found = calibration(online)
+    for key, wanted in (("s", s), ("usual", usual), ("recent", recent)):
+        np.testing.assert_allclose(getattr(found, key)[0], wanted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.ends[0, (told[-1][0] // 4) % 3, ..., 0], told[-1][2], rtol=1e-9)
+    np.testing.assert_allclose(found.ends[0, (told[-1][0] // 4) % 3, ..., 1], told[-1][3], rtol=1e-9)
+
+
+def test_widths_grow_with_the_spread_and_come_back_within_a_few_patches(disorder):
+    online, rng, widths = Calibrated.of(disorder.predictor(layers=1)), np.random.default_rng(9), []
+    for step in range(720):
+        spread = 30.0 if 400 <= step < 480 else 1.0
+        online.observe("s", step * HOUR, spread * rng.normal(size=3))
+        widths.append(np.ptp(online.forecast("s", 4).quantiles, axis=-1).mean())
+    calm, wild, after = (np.mean(widths[a:b]) for a, b in ((360, 400), (440, 480), (640, 720)))
+    assert wild > 5 * calm
+    assert after < wild / 5
+
+
+def test_a_calibration_of_the_earlier_form_is_refused_and_read_without(disorder, tmp_path: Path):
+    online, path = Calibrated.of(disorder.predictor()), tmp_path / "state.safetensors"
+    for name, step, values in stream(np.random.default_rng(10), 30):
+        online.observe(name, step * HOUR, values)
+    online.save(path)
+    tensors, _ = checkpoint.read(path, kind=archive.KIND, schema=archive.SCHEMA)
+    old = {
+        name: t for name, t in tensors.items() if name.removeprefix("conformal.") not in ("usual", "recent", "middle")
+    }
+    assert len(old) == len(tensors) - 3
+    own = calibration(Calibrated.of(disorder.predictor()))
+    with pytest.raises(CheckpointError, match=r"lacks \['usual', 'recent', 'middle'\], an earlier version"):
+        own.restore(old, 1)
+    assert not own.judged.any()
+    again = Calibrated.of(OnlinePredictor.load(path))
+    assert list(again.streams) == ["s"]
+    assert not calibration(again).s.any()
 
 
 def test_constant_values_are_covered_as_often_as_is_said(disorder):

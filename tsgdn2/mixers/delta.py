@@ -29,7 +29,7 @@ from tsgdn2.adjoints import rms_norm, short_conv, unit
 from tsgdn2.kernels.ops import gdn2_scan, gdn2_step
 from tsgdn2.linear import Linear, product
 from tsgdn2.mixers.contract import Commits, MixerState, Queries, TracedMixer
-from tsgdn2.mixers.gates import DECAY_FLOOR, Gates
+from tsgdn2.mixers.gates import DECAY_BOUND, Gates
 from tsgdn2.sequence import BOUND_EVERY, TAPS, Plan, Sequences, WholePlan
 
 _EPS = 1e-6
@@ -66,12 +66,17 @@ class DeltaMixer(TracedMixer):
             self.D = nn.Parameter(torch.ones(heads))
 
     def _draw_decay(self, channels: int) -> None:
-        """A from U(1, 16), steps log-uniform in [1e-3, 0.1]; the bounded decay begins with the same decays."""
+        """A from U(1, 16), steps log-uniform in [1e-3, 0.1]; the bounded decay begins with the same decays, A = 1.
+
+        In a sigmoid A is a slope and no factor: at 1 a small decay answers its input as the softplus one does, at 16
+        it would not leave its place.
+        """
         A_log = torch.empty(self.heads).uniform_(1.0, 16.0).log()
         step = torch.empty(channels).uniform_(math.log(1e-3), math.log(0.1)).exp()
         if self.gates.decay == "bounded":
-            lost = -torch.expm1(-A_log.exp().repeat_interleave(channels // self.heads) * step)
-            self.decay_bias = nn.Parameter(-torch.logit(lost / -math.expm1(DECAY_FLOOR)))
+            rate = -A_log.exp().repeat_interleave(channels // self.heads) * step
+            self.A_log = nn.Parameter(torch.zeros(self.heads))
+            self.dt_bias = nn.Parameter(torch.logit(rate / DECAY_BOUND))
         else:
             self.A_log = nn.Parameter(A_log)
             self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
@@ -274,8 +279,8 @@ class DeltaMixer(TracedMixer):
         if self.gates.decay == "none":
             return None
         if self.gates.decay == "bounded":
-            lost = self._heads(torch.sigmoid(-self.rate_up(low) - self.decay_bias))
-            return torch.log1p(math.expm1(DECAY_FLOOR) * lost)
+            steepness = self.A_log.exp()[:, None]
+            return DECAY_BOUND * torch.sigmoid(steepness * self._heads(self.rate_up(low) + self.dt_bias))
         return -self.A_log.exp()[:, None] * self._heads(self._steps(low))
 
     def _output(self, o: Tensor, v: Tensor | None, gate_low: Tensor) -> Tensor:

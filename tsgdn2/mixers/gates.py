@@ -10,7 +10,7 @@ limit: a member is its paper's recurrence, not its paper's whole layer.
 |---|---|---|---|---|
 | gdn2 | (I - k (b*k)^T) Diag(a) S + k (w*v)^T | -exp(A_log) softplus(..), vector | vector | vector |
 | kda | (I - beta k k^T) Diag(a) S + beta k v^T | -exp(A_log) softplus(..), vector | beta | beta |
-| kda-sigmoid | (I - beta k k^T) Diag(a) S + beta k v^T | ln(f + (1 - f) sigmoid(..)), vector | beta | beta |
+| kda-sigmoid | (I - beta k k^T) Diag(a) S + beta k v^T | -5 sigmoid(exp(A_log) (..)), vector | beta | beta |
 | gdn | a (I - beta k k^T) S + beta k v^T | -exp(A_log) softplus(..), number | beta | beta |
 | deltanet | (I - beta k k^T) S + beta k v^T | none | beta | beta |
 | mamba2 | a S + k (dt v)^T, read + D v | -exp(A_log) dt, dt = softplus(..), number | none | dt |
@@ -20,9 +20,11 @@ limit: a member is its paper's recurrence, not its paper's whole layer.
 | gdn2-erase-2 | (I - k (b*k)^T) Diag(a) S + k (w*v)^T | gdn2's | vector in [0, 2] | vector |
 
 A number is one per head and token, a vector one per channel of the key (decay, erase) or value (write) as well. b, w
-and beta are sigmoids, f = exp(-5). mamba2 does not normalise q and k and reads without a scale; the others have
-|q| = |k| = 1 and scale K^-1/2. An erase of up to 2 can turn a key's content round; it expands by up to sqrt(2) a token
-(2 / sqrt(3) at range 1), so by 2^32 at most between two bounds of the norm, which float32 holds.
+and beta are sigmoids. In a decay, (..) is low-rank(x) + dt_bias, of a number its own column of x W + dt_bias; A_log is
+one per head, dt_bias one per number of the decay. kda-sigmoid's g is in (-5, 0) a patch period, whatever the input.
+mamba2 does not normalise q and k and reads without a scale; the others have |q| = |k| = 1 and scale K^-1/2. An erase of
+up to 2 can turn a key's content round; it expands by up to sqrt(2) a token (2 / sqrt(3) at range 1), so by 2^32 at most
+between two bounds of the norm, which float32 holds.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-DECAY_FLOOR = -5.0
-"""ln f of the bounded decay: a state never loses more than all but exp(-5) of a channel in one patch."""
+DECAY_BOUND = -5.0
+"""Of the bounded decay, g = DECAY_BOUND sigmoid(..): a patch period takes at most all but exp(-5) of a channel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Gates:
     """Which gates a member of the family has."""
 
     decay: Literal["none", "scalar", "channel", "bounded"] = "channel"
-    """"scalar" and "channel" are softplus decays per head and per key channel; "bounded" has a floor, per channel."""
+    """"scalar" and "channel" are softplus decays per head and per key channel; "bounded" a sigmoid, per channel."""
     erase: Literal["none", "scalar", "channel"] = "channel"
     """What the old content of a key is multiplied by before it is taken away."""
     erase_range: float = 1.0

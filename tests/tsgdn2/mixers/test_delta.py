@@ -57,8 +57,8 @@ class Recurrence:
             dt = F.softplus(low + mixer.dt_bias).view(H, 1)
             rate = (-mixer.A_log.exp()[:, None] * dt).expand(H, K)
         elif name == "kda-sigmoid":
-            f = math.exp(-5.0)
-            rate = (f + (1 - f) * torch.sigmoid(mixer.rate_up(low) + mixer.decay_bias)).log().view(H, K)
+            x = (mixer.rate_up(low) + mixer.dt_bias).view(H, K)
+            rate = -5.0 / (1.0 + torch.exp(-mixer.A_log.exp()[:, None] * x))
         elif name != "deltanet":
             rate = -mixer.A_log.exp()[:, None] * F.softplus(mixer.rate_up(low) + mixer.dt_bias).view(H, K)
         gate = F.silu(mixer.gate_up(gate)).view(H, values // H)
@@ -239,13 +239,31 @@ def test_gradients_are_those_of_the_recurrence(name):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}")
 
 
-def test_a_bounded_decay_starts_as_the_softplus_one_and_stays_above_its_floor():
+def test_a_bounded_decay_starts_as_the_softplus_one_and_stays_inside_its_bound():
     kda, bounded = (fresh(name).requires_grad_(requires_grad=False) for name in ("kda", "kda-sigmoid"))
     nothing = torch.zeros(1, V, dtype=torch.float64)
     torch.testing.assert_close(kda._rate(nothing), bounded._rate(nothing), rtol=1e-4, atol=1e-7)
     far = bounded._rate(1e4 * torch.randn(1000, V, dtype=torch.float64))
-    assert -5.0 - 1e-9 <= float(far.min()) < -4.9
-    assert float(far.max()) <= 0.0
+    assert -5.0 <= float(far.min()) < -4.9
+    assert -0.1 < float(far.max()) <= 0.0
+
+
+def test_a_bounded_decay_has_a_slope_per_head_and_acts_as_long_as_time_passes():
+    mixer = fresh("kda-sigmoid").requires_grad_(requires_grad=False)
+    mixer.rate_up.weight.zero_()
+    bias, slope = torch.linspace(-2.0, 1.0, H * K, dtype=torch.float64), torch.tensor([[0.5], [2.0]]).double()
+    mixer.dt_bias.copy_(bias)
+    mixer.A_log.copy_(slope[:, 0].log())
+    rate = -5.0 * torch.sigmoid(slope * bias.view(H, K))
+    x, one = torch.randn(1, D, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    start = carried(mixer, np.random.default_rng(0), 1)
+    _, after = mixer.step(x, 0 * one, one, torch.zeros(1, dtype=torch.int64), start)
+    torch.testing.assert_close(after["rate"][0], rate, **EXACT)
+    for waits in ([3.5], [1.0, 2.5]):
+        state = after
+        for wait in waits:  # nothing is seen, so time alone acts; the rate is kept as it is by the same input
+            _, state = mixer.step(x, 0 * one, wait * one, torch.ones(1, dtype=torch.int64), state)
+        torch.testing.assert_close(state["memory"][0], (3.5 * rate).exp()[..., None] * after["memory"][0], **EXACT)
 
 
 def test_an_erase_of_up_to_two_expands_by_no_more_than_the_root_of_two_a_token():

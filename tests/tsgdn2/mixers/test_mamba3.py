@@ -21,14 +21,17 @@ def mamba(rank, norm_max=0.3):
     torch.manual_seed(rank)
     mixer = Mamba3Mixer(D, heads=2, key_dim=4, value_dim=6, rank=rank, norm_max=norm_max).double()
     with torch.no_grad():
-        for weight in (mixer.norms, mixer.biases, mixer.norm):
+        for weight in (mixer.norms, mixer.biases, mixer.norm, mixer.D):
             weight.add_(0.3 * torch.randn_like(weight))
         mixer.dt_bias.add_(3.0)  # steps near 1, so that a few tokens decay, turn and write something
+        mixer.A_bias.uniform_(-3.0, 1.0)  # and some of it stays
     return mixer
 
 
-def recurrence(mixer, x, observed, elapsed):
-    """S as complex numbers, one pair of key channels each, turned at every token; nothing of it is our scan.
+def recurrence(mixer, x, observed, elapsed, asked, waited):
+    """Outputs of commits, and of the query behind each; nothing of it is our scan.
+
+    S holds complex numbers, one pair of key channels each, turned at every token:
 
     S_t = a_t R_t S_{t-1} + eta_t R_t k_{t-1} v_{t-1}^T + zeta_t k_t v_t^T, R_t = exp(-i step theta), o = Re S^T conj(q)
     """
@@ -38,16 +41,26 @@ def recurrence(mixer, x, observed, elapsed):
     v_before, rate = torch.zeros(rank, heads, mixer.value_dim, dtype=torch.float64), torch.zeros(heads)
     ones = torch.ones(1, heads, mixer.value_dim, dtype=torch.float64)
     up, down = (ones if w is None else w for w in (mixer.up, mixer.down))
-    outputs = []
-    for x_t, m, dt in zip(x, observed, elapsed, strict=True):
-        parts = (mixer.in_proj.weight @ x_t).split(mixer.sizes)
+    outputs, answers = [], []
+
+    def look(q, gate, own):
+        o = sum(down[r] * (q[r].conj()[..., None] * memory).real.sum(-2) for r in range(rank)) + mixer.D[:, None] * own
+        normed = o / (o.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.norm
+        return mixer.out_proj.weight @ (normed * silu(gate)).flatten()
+
+    def split(x):
+        parts = (mixer.in_proj.weight @ x).split(mixer.sizes)
         pair = []
-        for which, part in ((0, parts[0]), (1, parts[2])):
+        for which, part in ((0, parts[0]), (1, parts[3])):
             heads_of = part.reshape(rank, heads, 2 * half)
             normed = heads_of / (heads_of.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.norms[which]
             normed = (normed + mixer.biases[which]) / math.sqrt(2 * half)
             pair.append(torch.complex(normed[..., :half], normed[..., half:]))
-        (q, k), gate, v = pair, parts[1].reshape(heads, -1), m * parts[3].reshape(heads, -1) * up
+        return parts, pair, parts[1].reshape(heads, -1), parts[2].reshape(heads, -1)
+
+    for x_t, m, dt, asked_t, wait in zip(x, observed, elapsed, asked, waited, strict=True):
+        parts, (q, k), gate, own = split(x_t)
+        v = m * own * up
         step, share = softplus(parts[5] + mixer.dt_bias), parts[6].sigmoid()
         turn = torch.exp(-1j * m * step[:, None] * parts[4].reshape(heads, half))
         a = torch.exp(rate * dt)
@@ -56,11 +69,11 @@ def recurrence(mixer, x, observed, elapsed):
             weight = (m * (1 - share) * step * a)[:, None] * turn * k_before[r]
             memory = memory + weight[..., None] * v_before[r][:, None]
             memory = memory + ((share * step)[:, None] * k[r])[..., None] * v[r][:, None]
-        o = sum(down[r] * (q[r].conj()[..., None] * memory).real.sum(-2) for r in range(rank))
-        normed = o / (o.square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.norm
-        outputs.append(mixer.out_proj.weight @ (normed * silu(gate)).flatten())
-        k_before, v_before, rate = k, v, -mixer.A_log.exp() * step
-    return torch.stack(outputs)
+        outputs.append(look(q, gate, own))
+        k_before, v_before, rate = k, v, -softplus(parts[7] + mixer.A_bias) * step
+        _, (q, _), gate, own = split(asked_t)
+        answers.append(look(torch.exp(rate * wait)[None, :, None] * q, gate, own))
+    return torch.stack(outputs), torch.stack(answers)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -69,11 +82,12 @@ def test_forward_and_step_are_the_complex_recurrence_of_the_paper(window, rank):
     commits, queries = window.streams(np.random.default_rng(rank), [70], [0], "one")
     commits = commits._replace(elapsed=commits.elapsed.clamp_max(3.5))
     with torch.no_grad():
-        expected = recurrence(mixer, commits.x, commits.observed, commits.elapsed)
-        y, _, _ = mixer(commits, queries, mixer.initial_state(1), commit_output=True)
-        steps, _, _ = window.stepped(mixer, commits, queries, mixer.initial_state(1), [0])
-    assert torch.allclose(y, expected, **TIGHT)
-    assert torch.allclose(steps, expected, **TIGHT)
+        expected = recurrence(mixer, *commits[:3], *queries[:2])
+        batch = mixer(commits, queries, mixer.initial_state(1), commit_output=True)[:2]
+        steps = window.stepped(mixer, commits, queries, mixer.initial_state(1), [0])[:2]
+    for found in (batch, steps):
+        assert torch.allclose(found[0], expected[0], **TIGHT)
+        assert torch.allclose(found[1], expected[1], **TIGHT)
 
 
 @pytest.mark.parametrize("rank", [1, 3])

@@ -157,6 +157,15 @@ def test_a_wrong_size_of_a_mixer_names_its_field(field, value):
         replace(BASE, **{"mixer": "mamba3", field: value})
 
 
+@pytest.mark.parametrize("name", MIXERS)
+def test_the_decay_of_the_own_token_is_refused_where_a_mixer_would_ignore_it(name):
+    if name in MEMBERS and name != "deltanet":
+        assert make_mixer(replace(BASE, mixer=name, decay_from="own")).decay_from == "own"
+        return
+    with pytest.raises(ConfigError, match=rf"^decay_from: must be \"previous\" for mixer '{name}' .*gdn2, .*got 'own'"):
+        replace(BASE, mixer=name, decay_from="own")
+
+
 def test_a_config_from_before_the_hybrids_keeps_its_fingerprint():
     assert replace(BASE, attention_window=64).fingerprint == "5ed541d08a39b99e"
     assert replace(BASE, attention_window=64, attention_every=2).fingerprint != "5ed541d08a39b99e"
