@@ -2,13 +2,13 @@
 
     <folder>/step-00000200/model.safetensors          as language/archive.py reads it
                            optimizer-exp_avg.safetensors, ..      one file per quantity of the optimiser
-                           progress.json              step, tokens, loader, random numbers of every rank, what was asked for
+                           progress.json              step, tokens, loader, random numbers of every rank, settings
     <folder>/.step-00000200.draft/                    while it is written
 
 A folder gets its name when all of it is on the disk, in one rename: a process that is killed leaves the older ones as
 they were and a draft that the next write removes. Files are checked by their checksums when they are read; a damaged
-checkpoint is named, and the one before it is taken. Rank 0 writes full tensors whatever the sharding, so a training may go
-on with other ranks. The price is host memory for the whole of weights and optimiser on rank 0.
+checkpoint is named, and the one before it is taken. Rank 0 writes full tensors whatever the sharding, so a training may
+go on with other ranks. The price is host memory for weights and optimiser, on rank 0 to write, on every rank to read.
 """
 
 from __future__ import annotations
@@ -235,21 +235,6 @@ def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
              if old.get(name) != new.get(name)]  # fmt: skip
     if other:
         raise ConfigError(f"output: {folder} is of another training ({'; '.join(other)}); name another output")
-
-
-def weights_of(path: Path) -> Path:
-    """The model.safetensors of a training (its newest checkpoint), of one checkpoint, or of a folder that has one.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    newest = Checkpoints(path / CHECKPOINTS).latest()
-    for folder in (path, *([newest] if newest else [])):
-        if (folder / "model.safetensors").is_file():
-            return folder / "model.safetensors"
-    if path.is_file():
-        return path
-    raise CheckpointError(f"checkpoint: {path} holds neither a checkpoint nor a model.safetensors; train one first")
 
 
 def _digest(content: dict[str, Any]) -> str:

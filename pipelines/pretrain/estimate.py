@@ -25,11 +25,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from tsgdn2.block import Block
 from tsgdn2.errors import ConfigError
 from tsgdn2.language.config import LanguageConfig
 from tsgdn2.language.cost import footprint
 from tsgdn2.language.model import LOSS_TOKENS, language_mixer
-from tsgdn2.block import Block
 from tsgdn2.mixers.contract import Commits
 from tsgdn2.pipelines.pretrain.options import ClusterOptions, TrainingOptions
 from tsgdn2.pipelines.pretrain.strategy import Kind

@@ -128,7 +128,8 @@ class LanguageModelForCausalLM(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):
             made = cls(LanguageModelConfig(language=asdict(model.config), dtype=model.dtype, **kwargs))
         made.model = model
-        return made.train(model.training)
+        made.train(model.training)
+        return made
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: StateCache | None = None,

@@ -106,7 +106,7 @@ def prepare(job: Prepare, folder: Path, screen: Screen) -> None:
     corpus = Corpus(job.text, column=job.column)
     _settle(job, corpus, folder)
     with screen.phase("tokenizer"):
-        tokenizer = _tokenizer(job, corpus, folder)
+        tokenizer = _tokenizer(job, folder)
     if not tokenizer.exact:
         screen.say("The tokenizer changes some texts (spaces or accents): decoded text may differ from what was read.")
     writers = {part: _writer(job, tokenizer, folder / part) for part in (TRAIN, VALIDATION)}
@@ -159,22 +159,22 @@ def _settle(job: Prepare, corpus: Corpus, folder: Path) -> None:
         raise ConfigError(f"output: {reason}; use those of its {SETTINGS}, name another folder, or remove this one")
 
 
-def _tokenizer(job: Prepare, corpus: Corpus, folder: Path) -> Tokenizer:
+def _tokenizer(job: Prepare, folder: Path) -> Tokenizer:
     if (folder / FILE).is_file():
         return load_tokenizer(folder)
     if job.tokenizer == "bytes":
         tokenizer: Tokenizer = ByteTokenizer()
     elif job.tokenizer == "bpe":
-        tokenizer = PairTokenizer.train(_learnt(job, corpus), job.vocabulary)
+        tokenizer = PairTokenizer.train(_learnt(job), job.vocabulary)
     else:
         tokenizer = load_tokenizer(Path(job.tokenizer))
     tokenizer.save(folder)
     return tokenizer
 
 
-def _learnt(job: Prepare, corpus: Corpus) -> Iterator[str]:
+def _learnt(job: Prepare) -> Iterator[str]:
     """Texts that pairs are learnt from: the first documents, held-out ones left out."""
-    for item in _items(job, corpus, None):
+    for item in _items(job, Corpus(job.text, column=job.column), None):
         if item.cursor[3] >= job.tokenizer_documents:
             return
         if item.part == TRAIN:

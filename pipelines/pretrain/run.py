@@ -255,5 +255,3 @@ def _record(job: Pretrain, shards: TokenShards, weighed: Estimate, progress: Pro
                    "state_bytes": weighed.state_bytes_per_document})  # fmt: skip
     record.dataset(job.data.name or "tokens", shards.tokenizer_digest or "none", str(job.data))
     return record
-
-

@@ -5,7 +5,8 @@
 FSDP2 shards every block and the rest of the model (embedding, norm and head are one group), gradients are put together
 after each micro-batch, so that no device ever holds all of them. Weights stay in float32 there: bfloat16 is autocast
 around the loss, and neither FSDP2's `param_dtype` nor Lightning's "bf16-true", which would round A_log, dt_bias and
-norms as well. The price is all-gathers of twice the bytes. Nothing is started from inside: without torchrun there is one rank.
+norms as well. The price is all-gathers of twice the bytes. Nothing is started from inside: without torchrun there is
+one rank.
 """
 
 from __future__ import annotations
@@ -100,7 +101,10 @@ def _strategy(kind: Kind, accelerator: str, world: World) -> Strategy:
     if kind == "ddp":
         return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True)
     return ModelParallelStrategy(
-        data_parallel_size=world.ranks, tensor_parallel_size=1, process_group_backend=backend, save_distributed_checkpoint=False
+        data_parallel_size=world.ranks,
+        tensor_parallel_size=1,
+        process_group_backend=backend,
+        save_distributed_checkpoint=False,
     )
 
 
@@ -135,7 +139,9 @@ def compiled(model: LanguageModel) -> LanguageModel:
             part.compile()
         block.mixer.forward = torch.compiler.disable(block.mixer.forward)  # type: ignore[method-assign]
     model.norm.compile()
-    model.__dict__["_piece"] = torch.compile(model._piece)  # a function of the instance, no module: state stays as it is
+    model.__dict__["_piece"] = torch.compile(
+        model._piece
+    )  # a function of the instance, no module: state stays as it is
     return model
 
 

@@ -30,6 +30,7 @@ from tsgdn2.pipelines.pretrain.loader import TokenBatch, TokenLoader
 from tsgdn2.pipelines.pretrain.options import TrainingOptions
 from tsgdn2.pipelines.pretrain.strategy import summed
 
+
 class DivergedError(TsgdnError):
     """Too many gradients in a row were not finite."""
 

@@ -41,7 +41,7 @@ class Validation:
         numbers = [int(w) for w in self.loader.window_at(0, np.arange(count, dtype=np.int64))]
         own = numbers[world.rank :: world.ranks]
         # Every rank makes the same number of passes, or a sharded model would wait for ever.
-        rounds = -(-(-(-count // world.ranks)) // micro)
+        rounds = math.ceil(math.ceil(count / world.ranks) / micro)
         self._parts = [own[micro * n : micro * (n + 1)] for n in range(rounds)]
         self._spare = numbers[:1]
         self._bytes_per_token = shards.text_bytes / max(1, shards.tokens)

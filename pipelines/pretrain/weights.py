@@ -58,7 +58,8 @@ def opened(path: Path, *, tokenizer_digest: str | None = None, device: str = "cp
     if tokenizer_digest is not None and known and known != tokenizer_digest:
         raise CheckpointError(f"tokenizer: {path} was trained with tokenizer {known}, got {tokenizer_digest}; "
                               "give the data that it was trained on")  # fmt: skip
-    return whole.model.to(device).eval()
+    model: LanguageModel = whole.model.to(device).eval()
+    return model
 
 
 def settings_of(path: Path) -> dict[str, object]:

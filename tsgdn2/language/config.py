@@ -1,6 +1,6 @@
 """Everything that fixes the shape of a language model, checked where it is made.
 
-The blocks are the forecaster's (block.py); what differs is said here once: every interval is one token long, an interval
+The blocks are the forecaster's (block.py); what differs is said here once: every interval is one token long, it
 decays by the rate of the token at its end (`decay_from` "own", the paper's form), and the norm of the state is not
 bounded, because a text ends. Source of the paper's sizes: arXiv 2605.22791.
 

@@ -109,7 +109,9 @@ class LanguageModel(nn.Module):
             layers.append(after)
         return self.norm(x), state.after(layers, torch.from_numpy(at.length))
 
-    def forward(self, tokens: Tensor, at: Sequences, state: LanguageState | None = None) -> tuple[Tensor, LanguageState]:
+    def forward(
+        self, tokens: Tensor, at: Sequences, state: LanguageState | None = None
+    ) -> tuple[Tensor, LanguageState]:
         """Logits [N,V] of the token after each, and the state; arguments as `hidden`."""
         h, after = self.hidden(tokens, at, state)
         return torch.as_tensor(self.head(h)), after

@@ -249,6 +249,8 @@ class DeltaMixer(TracedMixer):
     def _gates(self, b_in: Tensor, w_in: Tensor, rate_low: Tensor) -> tuple[Tensor, Tensor]:
         """Erase gate [N,H,K] and write gate [N,H,V], those of one number spread over the channels."""
         to_keys, to_values = (-1, -1, self.key_dim), (-1, -1, self.value_dim)
+        exact = self.conv.dtype  # under autocast the products come in bfloat16, gates go on in the weights' dtype
+        b_in, w_in, rate_low = b_in.to(exact), w_in.to(exact), rate_low.to(exact)
         if self.gates.erase == "none":
             b = b_in.new_zeros(len(b_in), self.heads, self.key_dim)
         else:
@@ -301,5 +303,7 @@ def _interleaved(
 
 def bound_factor(memory: Tensor, norm_max: float) -> Tensor:
     """min(1, M / |S|_F) per head, [B,H] for memory [B,H,K,V]; what keeps an endless stream finite (math.md 4)."""
+    if math.isinf(norm_max):
+        return torch.ones_like(memory[..., 0, 0])
     square = memory.square().sum((-2, -1)).clamp_min(norm_max**2)  # clamped before the root: no gradient of sqrt at 0
     return norm_max * square.rsqrt()

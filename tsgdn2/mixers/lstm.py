@@ -54,15 +54,15 @@ class LSTMMixer(Mixer):
         # Behind a sequence's end the loop goes on over zeros; nobody reads what comes of it.
         padded = pad_sequence(list(inputs.split(at.length.tolist())))
         held, cells = _Unrolled.apply(padded, self.cell.weight_hh, state["hidden"], state["cell"])  # type: ignore[no-untyped-call]
-        rows, length = torch.arange(at.size), torch.from_numpy(at.length)
+        rows, length = torch.arange(at.size, device=at.device), at.tensor(at.length)
         after = {"hidden": held[length, rows], "cell": cells[length, rows]}
         commit_y = None
         if commit_output:
-            place = torch.from_numpy(np.arange(at.commits) - at.offsets[at.own] + 1)
+            place = at.tensor(np.arange(at.commits) - at.offsets[at.own] + 1)
             commit_y = self.output(held[place, at.commit_owner])
         if queries is None:
             return commit_y, None, after
-        place = torch.from_numpy(at.after - at.offsets[at.owner] + 1)
+        place = at.tensor(at.after - at.offsets[at.owner] + 1)
         asked = _with_time(queries.x, torch.zeros_like(queries.elapsed), queries.elapsed)
         h, _ = self.cell(asked, (held[place, at.query_owner], cells[place, at.query_owner]))
         return commit_y, self.output(h), after

@@ -66,9 +66,10 @@ def make_mixer(config: Sizes, layer: int = 0) -> Mixer:
     if name in MEMBERS:
         return DeltaMixer(width, gates=MEMBERS[name], **sizes, norm_max=norm_max, decay_from=config.decay_from)
     if name in ("mamba3", "mamba3-mimo"):
-        return Mamba3Mixer(width, **sizes, rank=1 if name == "mamba3" else MIMO_RANK, norm_max=norm_max)
+        rank = 1 if name == "mamba3" else MIMO_RANK
+        return Mamba3Mixer(width, **sizes, rank=rank, norm_max=norm_max, decay_from=config.decay_from)
     if name == "rwkv7":
-        return RWKV7Mixer(width, **sizes, norm_max=norm_max)
+        return RWKV7Mixer(width, **sizes, norm_max=norm_max, decay_from=config.decay_from)
     if name == "swa":
         return SWAMixer(width, **sizes, window=config.attention_window)
     if name == "lstm":

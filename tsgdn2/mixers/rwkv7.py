@@ -58,8 +58,11 @@ class _LowRank(nn.Module):
 class RWKV7Mixer(Mixer):
     """RWKV-7 with an explicit state; D width, H heads, K key and V value channels per head."""
 
-    def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, norm_max: float) -> None:
+    def __init__(
+        self, width: int, *, heads: int, key_dim: int, value_dim: int, norm_max: float, decay_from: str = "previous"
+    ) -> None:
         super().__init__()
+        self.decay_from = decay_from
         self.heads, self.key_dim, self.value_dim, self.norm_max = heads, key_dim, value_dim, norm_max
         keys, values, rank = heads * key_dim, heads * value_dim, value_dim
         self.mix = nn.Parameter(torch.rand(6, width))
@@ -95,7 +98,7 @@ class RWKV7Mixer(Mixer):
         x = self._mixed(commits.x, at.before.take(inputs))
         k, a, erased, v, rate = self._written(x, commits.observed)
         rates = torch.cat([state["rate"], rate])
-        held = at.before.take(rates)
+        held = at.before.take(rates) if self.decay_from == "previous" else rate
         nothing = torch.zeros_like(k)
         r = self._heads(self.read_proj(x[_READ])) if commit_output else nothing
         tokens = SubTokens(
@@ -138,7 +141,8 @@ class RWKV7Mixer(Mixer):
         """One commit per row; see Mixer.step."""
         mixed = self._mixed(x, state["previous"])
         k, a, erased, v, rate = self._written(mixed, observed)
-        r, held = self._heads(self.read_proj(mixed[_READ])), state["rate"]
+        r = self._heads(self.read_proj(mixed[_READ]))
+        held = state["rate"] if self.decay_from == "previous" else rate
         memory = torch.exp(elapsed[:, None, None] * held)[..., None] * state["memory"]
         out = ((erased * torch.exp(-held))[..., None] * memory).sum(-2)
         memory = memory - (a * erased)[..., None] * out[..., None, :] + k[..., None] * v[..., None, :]

@@ -21,8 +21,8 @@ def tiny() -> Callable[..., LanguageModel]:
 
     def make(**fields: object) -> LanguageModel:
         torch.manual_seed(0)
-        sizes: dict[str, object] = {"vocabulary": 257, "width": 24, "layers": 2, "heads": 2, "key_dim": 8, "value_dim": 8,
-                                    "mlp": 32}  # fmt: skip
+        sizes: dict[str, object] = {"vocabulary": 257, "width": 24, "layers": 2, "heads": 2, "key_dim": 8,
+                                    "value_dim": 8, "mlp": 32}  # fmt: skip
         return LanguageModel(LanguageConfig(**(sizes | fields))).double().eval()  # type: ignore[arg-type]
 
     return make

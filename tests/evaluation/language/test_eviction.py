@@ -18,8 +18,8 @@ Tiny = Callable[..., LanguageModel]
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("the", "letters"), (" the", "letters"), ("é", "letters"), (" 12", "digits"), ("\n ", "space"), ("();", "punctuation"),
-     (" +", "punctuation"), ("", "end"), ("\ufffd", "other"), ("\x07", "other")],
+    [("the", "letters"), (" the", "letters"), ("é", "letters"), (" 12", "digits"), ("\n ", "space"), 
+     ("();", "punctuation"), (" +", "punctuation"), ("", "end"), ("\ufffd", "other"), ("\x07", "other")],
 )  # fmt: skip
 def test_a_token_is_of_the_class_of_its_first_sign(text: str, name: str) -> None:
     assert token_class(text) == name

@@ -108,7 +108,7 @@ def test_the_first_answer_counts_and_a_longer_number_is_another(haystack: Haysta
 def test_what_can_not_be_made_is_said(haystack: Haystack) -> None:
     with pytest.raises(ConfigError, match=r"length: s-niah-1 needs at least \d+ tokens of this tokenizer, got 100"):
         needles("s-niah-1", 100, haystack, Bytes(), samples=1)
-    with pytest.raises(ConfigError, match="task: must be one of s-niah-1, .*, got 's-niah-9'"):
+    with pytest.raises(ConfigError, match=r"task: must be one of s-niah-1, .*, got 's-niah-9'"):
         needles("s-niah-9", 1000, haystack, Bytes(), samples=1)
     with pytest.raises(ConfigError, match="samples"):
         needles("s-niah-1", 1000, haystack, Bytes(), samples=0)

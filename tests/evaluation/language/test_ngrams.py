@@ -1,4 +1,4 @@
-"""The trigram baseline is an honest one: a distribution everywhere, weights from held-out text, better than its parts."""
+"""The trigram baseline is honest: a distribution everywhere, weights from held-out text, better than its parts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.language.ngrams import BUCKETS, END, FLOOR, SYMBOLS, Trigram
 
-TEXT = [f"the {word} said: {word} and the other {word} went {n} times away.".encode() * 3
-        for n, word in enumerate(["bird", "cat", "dog", "horse", "mouse", "fish", "cow", "goat", "hen", "fox"] * 3)]  # fmt: skip
+ANIMALS = ["bird", "cat", "dog", "horse", "mouse", "fish", "cow", "goat", "hen", "fox"]
+TEXT = [
+    f"the {word} said: {word} and the other {word} went {n} times away.".encode() * 3
+    for n, word in enumerate(ANIMALS * 3)
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
-"""Trainings in new processes that are killed at chosen moments: a program for test_resume.py, one start for all of them.
+"""Trainings in new processes that are killed at chosen moments: a program for test_resume.py, one start for all.
 
     python attempts.py HOME OUTPUT MOMENT MOMENT ..        HOME as conftest's fixture makes it
 
 Each attempt is a process of its own, forked before this one has computed anything, on the same output. A moment is
-`event:n`: at the n-th event of that name that concerns a checkpoint the process kills itself with SIGKILL, with no chance
-to tidy up; `never` lets it end. Events are those of sys.addaudithook, which come from the interpreter itself, so what
-runs is the real thing. The exit of every attempt is printed.
+`event:n`: at the n-th event of that name that concerns a checkpoint the process kills itself with SIGKILL, without a
+chance to tidy up; `never` lets it end. Events are those of sys.addaudithook, which come from the interpreter itself, so
+what runs is the real thing. The exit of every attempt is printed.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main() -> None:
             run(corpus.small_job(Path(home), output=output))
             os._exit(0)
         _, status = os.waitpid(child, 0)
-        print(f"{moment} {-os.waitstatus_to_exitcode(status)}", flush=True)
+        print(f"attempt {moment} {-os.waitstatus_to_exitcode(status)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -42,12 +42,17 @@ def small_job(home: Path, *, output: str = "out", **training: object) -> Pretrai
     )  # fmt: skip
 
 
+def furnish(home: Path, empty_store: Path) -> None:
+    """Put data/ and a store for runs into a folder, so that no test makes one."""
+    write_corpus(home / "data")
+    (home / "runs").mkdir()
+    shutil.copy(empty_store, home / "runs" / "mlflow.db")
+
+
 @pytest.fixture
 def home(tmp_path: Path, empty_store: Path) -> Path:
-    """A folder with data/ and a store for runs, so that no test makes one."""
-    write_corpus(tmp_path / "data")
-    (tmp_path / "runs").mkdir()
-    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
+    """A furnished folder."""
+    furnish(tmp_path, empty_store)
     return tmp_path
 
 
@@ -55,3 +60,14 @@ def home(tmp_path: Path, empty_store: Path) -> Path:
 def job(home: Path) -> Pretrain:
     """Six steps on one device."""
     return small_job(home)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pretrain:
+    """A training that has ended; for reading, or for copies of its home."""
+    from tsgdn2.pipelines.pretrain.run import run
+
+    place = tmp_path_factory.mktemp("finished")
+    furnish(place, empty_store)
+    run(small_job(place))
+    return small_job(place)

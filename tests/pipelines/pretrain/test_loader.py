@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,7 @@ def test_ranks_share_every_epoch_whole_and_disjoint(
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         shards = numbered(Path(name), tokens)
-        options = {"length": length, "seed": seed, "epochs": epochs}
+        options: dict[str, Any] = {"length": length, "seed": seed, "epochs": epochs}
         shares = [
             list(TokenLoader(shards, windows=windows, rank=rank, ranks=ranks, **options)) for rank in range(ranks)
         ]
@@ -106,7 +107,7 @@ def same(one: TokenBatch, other: TokenBatch) -> bool:
 def test_a_restored_state_goes_on_as_if_never_stopped(read: int, ranks: int, windows: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         shards = numbered(Path(name), 137)
-        options = {"length": 10, "windows": windows, "seed": seed, "ranks": ranks, "rank": ranks - 1}
+        options: dict[str, Any] = {"length": 10, "windows": windows, "seed": seed, "ranks": ranks, "rank": ranks - 1}
         first = TokenLoader(shards, **options)
         list(islice(first, read))
         state = first.state_dict()
@@ -179,7 +180,7 @@ def test_a_rank_without_windows_gets_one_that_counts_nothing(tmp_path: Path) -> 
     ("options", "named"),
     [({"length": 0}, "length"), ({"windows": 0}, "windows"), ({"ranks": 0}, "ranks"), ({"rank": 2}, "rank")],
 )
-def test_settings_out_of_their_bounds_are_named(tmp_path: Path, options: dict[str, int], named: str) -> None:
+def test_settings_out_of_their_bounds_are_named(tmp_path: Path, options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=f"^{named}"):
         TokenLoader(numbered(tmp_path, 30), **({"length": 10, "windows": 1} | options))
 

@@ -1,0 +1,62 @@
+"""The package's configurations: the paper's counts, equal states, and what a wrong name or field is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tsgdn2.errors import ConfigError
+from tsgdn2.language.cost import footprint
+from tsgdn2.pipelines.cli import main
+from tsgdn2.pipelines.pretrain.recipes import FOLDER, located, named, names, recipe
+
+COUNTS = {
+    "gdn2-1.3b": 1_302_638_112,
+    "gdn2-swa-1.3b": 1_300_314_384,
+    "kda-1.3b": 1_300_647_456,
+    "gdn-1.3b": 1_303_191_360,
+    "mamba2-1.3b": 1_302_528_096,
+    "mamba3-1.3b": 1_300_726_080,
+    "rwkv7-1.3b": 1_303_549_056,
+    "transformer-1.3b": 1_301_971_968,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_configuration_has_the_parameters_and_the_state_that_it_says(name: str) -> None:
+    config = recipe(name, Path("data")).model
+    cost = footprint(config)
+    assert cost.parameters == COUNTS[name]
+    assert f"{COUNTS[name]:,}" in located(name).read_text()
+    for mixer, floats in zip(config.layer_mixers, cost.state_floats, strict=True):
+        assert mixer == "attention" or floats == 262_144
+
+
+def test_every_configuration_is_counted_here() -> None:
+    assert {*names()} == {*COUNTS, "tiny"}
+    assert recipe("tiny", Path("data")).training.steps == 200
+
+
+def test_a_name_becomes_the_path_of_its_file_in_the_verbs_of_pretrain_alone(tmp_path: Path) -> None:
+    assert named(["pretrain", "run", "--config", "tiny"])[-1] == str(FOLDER / "tiny.yaml")
+    assert named(["pretrain", "run", "--config=tiny"])[-1] == f"--config={FOLDER / 'tiny.yaml'}"
+    assert named(["train", "--config", "tiny"]) == ["train", "--config", "tiny"]
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {vocabulary: 9, width: 8, layers: 1, heads: 1, mlp: 8}\n")
+    assert named(["pretrain", "run", "--config", str(own)])[-1] == str(own)
+    assert recipe(str(own), tmp_path).model.vocabulary == 9
+
+
+def test_a_wrong_name_lists_the_right_ones_and_a_wrong_field_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "run", "--config", "gdn3", "--data", "x"]) == 2
+    assert "one of gdn-1.3b, gdn2-1.3b" in capsys.readouterr().err
+    own = tmp_path / "own.yaml"
+    own.write_text("model: {vocabulary: 9, width: 8, layers: 1, heads: 1, mlp: 8}\ntraining: {peek: 1}\n")
+    with pytest.raises(ConfigError, match=r"unknown fields \['training.peek'\]"):
+        recipe(str(own), tmp_path)
+    own.write_text("[1]")
+    with pytest.raises(ConfigError, match="must map `model`"):
+        recipe(str(own), tmp_path)
