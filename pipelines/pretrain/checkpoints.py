@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class Checkpoints:
         """Write one; all ranks call it, rank 0 writes and the others wait. OSError and a full disk go to the caller."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights = get_model_state_dict(model, options=options)
-        moments = get_optimizer_state_dict(model, optimizer, options=options)["state"]
+        moments = cast(dict[str, Any], get_optimizer_state_dict(model, optimizer, options=options).get("state", {}))
         trouble: str | None = None
         if _rank() == 0:
             try:
@@ -209,9 +209,12 @@ class Reading:
     def into(self, model: LanguageModel, optimizer: Optimizer) -> None:
         """Put weights, optimiser and random numbers back, sharded as the model is."""
         options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(model, self.weights, options=options)
+        set_model_state_dict(model, cast(dict[str, Any], self.weights), options=options)
         if self.moments:
-            state = {"state": self.moments, "param_groups": get_optimizer_state_dict(model, optimizer)["param_groups"]}
+            state: dict[str, Any] = {
+                "state": self.moments,
+                "param_groups": get_optimizer_state_dict(model, optimizer)["param_groups"],
+            }
             set_optimizer_state_dict(model, optimizer, state, options=options)
         if _rank() < len(self.saved.random):
             _set_random(self.saved.random[_rank()])

@@ -93,11 +93,19 @@ class HarnessModel(TemplateLM):
         """Text -> ids."""
         return [int(one) for one in self.text.encode(string)]
 
-    def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
+    def loglikelihood_rolling(
+        self,
+        requests: Sequence[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002
+    ) -> list[float]:
         """-(length of the code of each text), in nats."""
         return [found for found, _ in self._likelihoods([([], self.tok_encode(one.args[0])) for one in requests])]
 
-    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:  # noqa: ARG002
+    def generate_until(
+        self,
+        requests: Sequence[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002
+    ) -> list[str]:
         """Greedy text of each prompt up to the first of its stops; sampling where the task asks for it."""
         made: list[str] = []
         for begin in range(0, len(requests), self.batch_size):

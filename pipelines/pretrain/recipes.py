@@ -51,7 +51,7 @@ def recipe(name: str, data: Path, **changes: object) -> Pretrain:
     Raises:
         ConfigError: There is no such configuration, or it has a field that this version does not know.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     path = located(name)
     try:

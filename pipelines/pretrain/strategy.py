@@ -18,7 +18,8 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -27,10 +28,11 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from tsgdn2.block import Block
 from tsgdn2.errors import ConfigError
-from tsgdn2.language.model import LanguageModel
+from tsgdn2.language.model import LanguageModel, LanguageState
 from tsgdn2.pipelines.pretrain.options import ClusterOptions
 
 Kind = Literal["single", "ddp", "fsdp"]
@@ -129,6 +131,18 @@ def shard(model: LanguageModel, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh)
     for name in ("loss", "hidden"):
         register_fsdp_forward_method(model, name)
+    model.__dict__["initial_state"] = partial(_whole_state, model)  # made before a block's weights are gathered
+
+
+def _whole_state(model: LanguageModel, batch: int) -> LanguageState:
+    """`initial_state` of a sharded model: what is made like a sharded weight is a DTensor, the scan wants plain."""
+    state = type(model).initial_state(model, batch)
+    return replace(state, layers=tuple({name: whole(t) for name, t in layer.items()} for layer in state.layers))
+
+
+def whole(x: Tensor) -> Tensor:
+    """A tensor that may be sharded, put together; every rank calls it."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
 
 
 def compiled(model: LanguageModel) -> LanguageModel:
@@ -137,7 +151,7 @@ def compiled(model: LanguageModel) -> LanguageModel:
         assert isinstance(block, Block)
         for part in (block.mixer_norm, block.mlp_norm, block.mlp):
             part.compile()
-        block.mixer.forward = torch.compiler.disable(block.mixer.forward)  # type: ignore[method-assign]
+        block.mixer.forward = torch.compiler.disable(block.mixer.forward)  # type: ignore[method-assign, no-untyped-call]
     model.norm.compile()
     model.__dict__["_piece"] = torch.compile(
         model._piece
@@ -174,6 +188,7 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
             warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*returned a view tensor.*")  # nothing here works in place on it
             warnings.filterwarnings("ignore", category=FutureWarning, module="lightning.*")
             yield
     finally:

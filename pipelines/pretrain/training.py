@@ -28,7 +28,7 @@ from tsgdn2.errors import TsgdnError
 from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain.loader import TokenBatch, TokenLoader
 from tsgdn2.pipelines.pretrain.options import TrainingOptions
-from tsgdn2.pipelines.pretrain.strategy import summed
+from tsgdn2.pipelines.pretrain.strategy import summed, whole
 
 
 class DivergedError(TsgdnError):
@@ -157,7 +157,7 @@ class Pretraining(pl.LightningModule):
         counted = int(summed(torch.tensor(float(batch.counted), dtype=torch.float64, device=self.device)))
         nats = self._accumulate(batch, ranks / max(1, counted))
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = _whole(torch.nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters]))
+        norm = whole(torch.nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters]))
         loss, bad = self._agree(nats, norm, counted)
         tokens = self.progress.tokens + self.options.step_tokens
         now = rate(tokens, self.options)
@@ -206,8 +206,3 @@ class Pretraining(pl.LightningModule):
             in_a_row=in_a_row,
         )  # fmt: skip
         self.loader_state = batch.loader
-
-
-def _whole(norm: Tensor) -> Tensor:
-    """A norm over sharded gradients, put together."""
-    return cast(Tensor, norm.full_tensor()) if hasattr(norm, "full_tensor") else norm

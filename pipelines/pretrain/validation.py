@@ -52,8 +52,8 @@ class Validation:
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             for part in self._parts:
                 batch = self._read(part)
-                loss = model.loss(*(x.to(model.device) for x in (batch.tokens, batch.targets, batch.counted)),
-                                  model.documents(batch.lengths))  # fmt: skip
+                tokens, targets, counted = (x.to(model.device) for x in (batch.tokens, batch.targets, batch.counted))
+                loss = model.loss(tokens, targets, counted, model.documents(batch.lengths))
                 total += torch.stack([loss.detach().to(total.dtype), batch.counted.sum().to(total)])
         nats, counted = summed(total).tolist()
         mean = nats / counted if counted else math.nan

@@ -71,8 +71,8 @@ def test_the_table_says_who_wins_and_who_is_level() -> None:
     rows = [made("gdn2", n, bits) for n, bits in enumerate((2.0, 2.1, 2.2))]
     rows += [made("kda", n, bits) for n, bits in enumerate((2.15, 2.3, 2.4))]
     rows += [made("gdn", n, bits) for n, bits in enumerate((2.5, 2.6, 2.7))]
-    assert verdict(rows) == ("gdn2 has the fewest bits per byte, 2.1000 on average of 3 seeds; level with it, by the range "
-                             "of the seeds: kda.")  # fmt: skip
+    assert verdict(rows) == ("gdn2 has the fewest bits per byte, 2.1000 on average of 3 seeds; level with it, by the "
+                             "range of the seeds: kda.")  # fmt: skip
     assert [line["mixer"] for line in table(rows)] == ["gdn2", "kda", "gdn"]
     assert table(rows)[0]["smallest"] == "2.0000"
     assert "every seed of it is better than every seed of gdn." in verdict(

@@ -46,8 +46,9 @@ def job(tmp_path: Path, data: Path) -> Evaluate:
     model = LanguageModel(LanguageConfig(vocabulary=257, width=24, layers=2, heads=2, key_dim=8, value_dim=8, mlp=32))
     archive.save(model, tmp_path / "model.safetensors", tokenizer_digest=ByteTokenizer().digest)
     return Evaluate(
-        checkpoint=tmp_path / "model.safetensors", data=data, output=tmp_path / "out", runs=tmp_path / "runs", length=16,
-        streams=2, window=700, needles=("s-niah-1", "mk-niah-1"), needle_lengths=(100, 700), needle_samples=2,
+        checkpoint=tmp_path / "model.safetensors", data=data, output=tmp_path / "out", runs=tmp_path / "runs",
+        length=16, streams=2, window=700,
+        needles=("s-niah-1", "mk-niah-1"), needle_lengths=(100, 700), needle_samples=2,
         audit_tokens=40, device="cpu", quiet=True,
     )  # fmt: skip
 
