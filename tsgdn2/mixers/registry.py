@@ -71,7 +71,7 @@ def make_mixer(config: Sizes, layer: int = 0) -> Mixer:
     if name == "rwkv7":
         return RWKV7Mixer(width, **sizes, norm_max=norm_max, decay_from=config.decay_from)
     if name == "swa":
-        return SWAMixer(width, **sizes, window=config.attention_window)
+        return SWAMixer(width, heads=heads, key_dim=key_dim, value_dim=value_dim, window=config.attention_window)
     if name == "lstm":
         return LSTMMixer(width, heads * value_dim)
     return NoMixer(width)
