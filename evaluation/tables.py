@@ -79,6 +79,15 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "geometric": "width ratio, geometric", "widest": "worst width ratio", "within 1.2": "streams within 1.2",
         "score / split's": "score ratio", "leads 9 - 16": "coverage block 2", "17 - 24": "coverage block 3",
     },
+    "gift_eval": {
+        "MASE / seasonal_naive's": "MASE relative", "rank among 120": "rank of MASE",
+        "CRPS / seasonal_naive's": "CRPS relative", "rank": "rank of CRPS", "coverage of 80 %": "coverage",
+        "streamed - batch": "streamed_minus_batch",
+    },
+    "probe": {
+        "T": "x1", "2 T": "x2", "4 T": "x4", "8 T": "x8", "16 T": "x16", "30 % gaps": "gap 0.3",
+        "60 % missing": "missing 0.6",
+    },
     "serving": {
         "update, µs": "update_us", "mean of 8": "update_patch_us", "processor": "update_cpu_us",
         "/ ours": "update_over_ours", "/ youngest": "update_over_youngest", "forecast, µs": "forecast_us",

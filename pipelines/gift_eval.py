@@ -2,6 +2,7 @@
 
     <output>/rows.jsonl                 one row per model, configuration and seed, appended as soon as it is known
     <output>/report.html, report.md     every configuration, and the aggregate with ranks among 120 published models
+    <output>/standing.jsonl             the same relative figures as rows, for the READMEs' tables
 
 A row that is there is not made again, so an interrupted run goes on where it was: the same output folder, the same
 budget, seeds and recipes. The folder is <runs>/gift-eval unless another is named. Work is spread over processes by
@@ -64,7 +65,10 @@ def run(job: Backtest) -> None:
         standing = Standing.of(found, names, published())
         written = page(standing, job).write(folder)
         record.metrics(standing.metrics())
-        for path in (written, written.with_suffix(".md"), file):
+        figures = folder / "standing.jsonl"
+        figures.unlink(missing_ok=True)
+        append(figures, *standing.lines())
+        for path in (written, written.with_suffix(".md"), file, figures):
             record.artifact(path, "gift-eval")
     for title, columns, lines in standing.screens():
         screen.table(title, columns, lines, first=job.models[0])

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from tsgdn2.evaluation.gift_eval import CONFIGURATIONS, SEASONAL_NAIVE
+from tsgdn2.evaluation.gift_eval import CONFIGURATIONS, NAIVE, SEASONAL_NAIVE
 from tsgdn2.evaluation.leaderboard import FIGURES, RUN_HERE, SHOWN, Entrant, Figure, entrant, ladder, rank
-from tsgdn2.evaluation.rows import Row
+from tsgdn2.evaluation.rows import Row, Value, row
 from tsgdn2.pipelines.jobs import Backtest
 from tsgdn2.pipelines.report import Report
 
@@ -138,6 +138,37 @@ class Standing:
         title, columns, lines = self.aggregate(SHOWN)
         return [self.details(first), (title, columns, lines)]
 
+    def lines(self) -> list[Row]:
+        """Rows for a README: every model's geometric means by seed ("all: model"), and each configuration of ours."""
+        found = []
+        for name, own in self.seeds.items():
+            seeds: list[int | None] = [*_seeds(self.rows, name)] or [None]
+            for seed, model in zip(seeds, own or [self.models[name]], strict=True):
+                spent = [one.cpu_seconds or 0.0 for one in self.rows if one.what == name and one.seed == seed]
+                found.append(self._line(f"all: {name}", model, self.names, seed, sum(spent)))
+        found += [self._line(f"all: {name}, published", self.board[name], self.names, None, 0.0) for name in SHOWN]
+        ours = next((name for name in self.models if name not in (SEASONAL_NAIVE, NAIVE)), SEASONAL_NAIVE)
+        by_seed = dict(zip(_seeds(self.rows, ours), self.seeds[ours], strict=False))
+        for one in sorted((one for one in self.rows if one.what == ours and one.seed in by_seed), key=self._turn):
+            name = str(one.shape["configuration"])
+            line = self._line(name, by_seed[one.seed or 0], [name], one.seed, one.cpu_seconds or 0.0)
+            extra = {key: one.values.get(key) for key in ("MASE", "CRPS", "coverage", "streamed_minus_batch")}
+            found.append(replace(line, values={**line.values, **extra}))
+        return [one for one in found if one.values["CRPS relative"] is not None]
+
+    def _turn(self, one: Row) -> int:
+        return list(self.names).index(str(one.shape["configuration"]))
+
+    def _line(self, what: str, model: Entrant, names: Sequence[str], seed: int | None, spent: float) -> Row:
+        values: dict[str, Value] = {}
+        for figure in FIGURES:
+            value = self.relative(model, figure, names)
+            place = self._place(value, figure, names)
+            values |= {f"{figure} relative": None if math.isnan(value) else value,
+                       f"rank of {figure}": None if place == "-" else int(place)}  # fmt: skip
+        made = row(what, {"configurations": len(names)}, seed=seed, cpu_seconds=spent or None)
+        return replace(made, values=values)
+
     def streamed(self) -> str:
         """One sentence on the streaming pass."""
         gaps = _gaps(self.rows)
@@ -203,8 +234,8 @@ def _cells(rows: Sequence[Row], name: str) -> list[tuple[str, float, float]]:
     own = [row for row in rows if row.what == name]
     every = {row.seed for row in own}
     made: dict[str, set[int | None]] = {}
-    for row in own:
-        made.setdefault(str(row.shape["configuration"]), set()).add(row.seed)
+    for one in own:
+        made.setdefault(str(one.shape["configuration"]), set()).add(one.seed)
     return [
         (str(row.shape["configuration"]), float(row.values["MASE"] or 0), float(row.values["CRPS"] or 0))
         for row in own

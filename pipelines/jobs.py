@@ -228,7 +228,7 @@ class Probe(Job):
     """MLflow experiment of the run."""
     table: Literal["small", "full"] = "small"
     """small: five probes at one level, three seeds, under an hour on two cores. full: all probes at all levels, five
-    seeds, some six hours."""
+    seeds, some eight hours."""
     probes: tuple[str, ...] | None = None
     """Probes to run: recall, overwrite, lookup, rare, regime, effect, stale, topology, parity, s5. None is the
     table's; a probe outside the small table is run there at its hardest level."""

@@ -68,6 +68,7 @@ def test_a_run_makes_every_row_once_and_sets_it_beside_the_published(capsys: pyt
     assert "ett1/W/short" in markdown
     assert "2 of 2 passes are within 0.0001" in markdown
     assert Path("runs/gift-eval/report.html").read_text().count("<table>") == 5
+    assert {one.what for one in read(Path("runs/gift-eval/standing.jsonl"))} >= {"all: tsgdn2", "ett1/W/short"}
     assert "Geometric means over 2 of 23 configurations" in said
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{Path('runs/mlflow.db').resolve()}")
     ids = [experiment.experiment_id for experiment in client.search_experiments()]
@@ -195,6 +196,19 @@ def test_ranks_count_the_published_models_that_are_better() -> None:
     assert standing.side_by_side("MASE")[2][-1]["xLSTM-Mixer *"] == "0.894"
     text = page(standing, Backtest(protocol="gift-eval", seeds=(0, 1)))
     assert "all 23 configurations" in json.dumps(text._markdown)
+
+
+def test_the_lines_for_a_readme_are_the_means_and_every_configuration() -> None:
+    names = [one.name for one in CONFIGURATIONS]
+    rows = [*rows_of("seasonal_naive", 1.0, None), *rows_of("tsgdn2", 0.48, 0), *rows_of("tsgdn2", 0.5, 1)]
+    found = {(one.what, one.seed): one for one in Standing.of(rows, names, published()).lines()}
+    assert found["all: tsgdn2", 1].values["CRPS relative"] == pytest.approx(0.5)
+    assert found["all: tsgdn2", 1].cpu_seconds == pytest.approx(60.0 * 23)
+    assert found["all: seasonal_naive", None].values["MASE relative"] == pytest.approx(1.0)
+    assert found["all: xLSTM-Mixer, published", None].values["MASE relative"] == pytest.approx(0.894, abs=1e-3)
+    assert found["ett2/H/short", 0].values["CRPS relative"] == pytest.approx(0.48)
+    assert found["ett2/H/short", 0].values["coverage"] == 0.8
+    assert sum(one.what in names for one in found.values()) == 2 * 23
 
 
 def test_a_model_without_all_configurations_has_no_geometric_mean() -> None:
