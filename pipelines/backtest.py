@@ -9,13 +9,12 @@ The public protocol (--protocol gift-eval) is gift_eval.py's, and scoring row by
 
 from __future__ import annotations
 
-from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation import backtest as rolling
 from tsgdn2.evaluation import rows
-from tsgdn2.evaluation.metrics import calibration, evaluate
-from tsgdn2.pipelines import figures, gift_eval, prequential
-from tsgdn2.pipelines.comparison import COLUMNS, NAIVE, OURS, Comparison, Model, baselines
-from tsgdn2.pipelines.event_source import open_data
+from tsgdn2.evaluation.metrics import evaluate
+from tsgdn2.pipelines import gift_eval, prequential
+from tsgdn2.pipelines.comparison import COLUMNS, OURS, Comparison, Model, baselines, show, show_details
+from tsgdn2.pipelines.event_source import data_for
 from tsgdn2.pipelines.jobs import Backtest
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.report import Report
@@ -41,12 +40,8 @@ def run(job: Backtest) -> None:
     screen = Screen(job.quiet)
     predictor = open_predictor(job.predictor)
     with screen.phase("reading"):
-        source = open_data(job.data, job.columns, predictor.config)
+        source = data_for(predictor, job.data, job.columns)
         names = list(predictor.channels) if predictor.config.channels > 1 else None
-        if names is not None:
-            source = source.select(names)
-        if source.freq != predictor.freq and source.period != predictor.config.period_ns:
-            raise ConfigError(f"data: its step is {source.freq}, the predictor's {predictor.freq}; give columns.period")
         entries = source.entries("univariate" if predictor.config.channels == 1 else "multivariate")
         horizon = predictor.prediction_length
         step = job.distance or horizon
@@ -72,10 +67,9 @@ def run(job: Backtest) -> None:
         with screen.phase("report"):
             comparison.windows().write_parquet(folder / "windows.parquet")
             page = _page(source, job, comparison, predictor).write(folder)
-            for name, score in comparison.overall.items():
+            for name in comparison.overall:
                 rows.append(folder / "rows.jsonl", rows.row(
-                    name, {"data": source.name, "horizon": horizon, "windows": job.windows}, crps=score.crps,
-                    mase=score.mase, coverage=score.coverage, crps_relative=comparison.relative(name, "crps"),
+                    name, {"data": source.name, "horizon": horizon, "windows": job.windows}, **comparison.figures(name)
                 ))  # fmt: skip
             record.metrics(comparison.metrics())
             for path in (page, page.with_suffix(".md"), folder / "windows.parquet", folder / "rows.jsonl"):
@@ -93,13 +87,6 @@ def _page(source: Source, job: Backtest, comparison: Comparison, predictor: GDN2
         f"{job.windows} windows of {predictor.prediction_length} steps ({source.freq}) per series, "
         f"predictor `{job.predictor}`.",
     )
-    report.table(TABLE, comparison.rows(), ours=(OURS,), note=(
-        f"CRPS rel. and MASE rel.: geometric mean over the channels of the figure over {comparison.models[0].name}'s."
-    ))  # fmt: skip
-    columns, lines = comparison.channel_rows()
-    report.heading("Every channel")
-    report.table(columns, lines, note="CRPS by channel; * is the lowest.")
-    report.heading("Calibration")
-    shares = {model.name: calibration(model.judged) for model in reversed(comparison.models) if model.name != NAIVE}
-    report.figure("calibration", figures.reliability(shares), "All series together.")
+    show(report, comparison, TABLE)
+    show_details(report, comparison, "All series together.")
     return report

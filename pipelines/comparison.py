@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +21,10 @@ from gluonts.model.forecast import Forecast
 from tsgdn2.errors import SchemaError
 from tsgdn2.evaluation.backtest import window_rows
 from tsgdn2.evaluation.baselines import Climatology, SeasonalNaive
-from tsgdn2.evaluation.metrics import Judged, Predicts, Score, evaluate, pooled, scores
+from tsgdn2.evaluation.metrics import Judged, Predicts, Score, calibration, evaluate, pooled, scores
 from tsgdn2.evaluation.ridge import RidgeLags
+from tsgdn2.pipelines import figures
+from tsgdn2.pipelines.report import Report
 
 NAIVE, CLIMATE, RIDGE, OURS = "SeasonalNaive", "climatology", "ridge on lags", "GDN-2"
 COLUMNS = ("model", "CRPS rel.", "MASE rel.", "CRPS", "coverage 80 %", "µs / obs.", "state bytes")
@@ -118,13 +121,18 @@ class Comparison:
                 out.append(f"{group} ({best} {number(rivals[best])} against {number(score.crps)})")
         return out
 
+    def figures(self, name: str) -> dict[str, Any]:
+        """What a row says of a model: crps, mase, coverage and crps_relative."""
+        score = self.overall[name]
+        return {"crps": score.crps, "mase": score.mase, "coverage": score.coverage,
+                "crps_relative": self.relative(name, "crps")}  # fmt: skip
+
     def metrics(self) -> dict[str, float]:
         """Everything as metrics of a run: <figure>/<model> and crps/<model>/<group>."""
         out: dict[str, float] = {}
         for model in self.models:
-            name, score = model.name, self.overall[model.name]
-            own = {"crps": score.crps, "mase": score.mase, "coverage": score.coverage,
-                   "crps_relative": self.relative(name, "crps"), "mase_relative": self.relative(name, "mase"),
+            name = model.name
+            own = {**self.figures(name), "mase_relative": self.relative(name, "mase"),
                    "microseconds_per_observation": model.microseconds, "state_bytes": model.state_bytes}  # fmt: skip
             out |= {f"{figure}/{name}": float(value) for figure, value in own.items() if value is not None}
             out |= {f"crps/{name}/{group}": score.crps for group, score in self.groups[name].items()}
@@ -146,13 +154,36 @@ def baselines(
     channels: Sequence[str] | None = None,
 ) -> Iterable[Model]:
     """Train and judge SeasonalNaive, climatology and ridge on lags, one at a time; `channels` as in `evaluate`."""
-    makers: dict[str, Callable[[], Predicts]] = {
+    for name, make in makers(train, horizon=horizon, season=season, lags=lags).items():
+        yield Model(name=name, judged=evaluate(make(), test, season=season, channels=channels))
+
+
+def makers(
+    train: Sequence[Mapping[str, object]], *, horizon: int, season: int, lags: int
+) -> dict[str, Callable[[], Predicts]]:
+    """What trains each baseline, by name; nothing is trained before it is called."""
+    return {
         NAIVE: lambda: SeasonalNaive(horizon, season),
         CLIMATE: lambda: Climatology.train(train, horizon, slots=season),
         RIDGE: lambda: RidgeLags.train(train, horizon, lags=lags, slots=season),
     }
-    for name, make in makers.items():
-        yield Model(name=name, judged=evaluate(make(), test, season=season, channels=channels))
+
+
+def show(report: Report, comparison: Comparison, columns: Sequence[str]) -> None:
+    """Put the models side by side on a page, under some of COLUMNS."""
+    report.table(columns, comparison.rows(), ours=(OURS,), note=(
+        f"CRPS rel. and MASE rel.: geometric mean over the channels of the figure over {comparison.models[0].name}'s."
+    ))  # fmt: skip
+
+
+def show_details(report: Report, comparison: Comparison, caption: str) -> None:
+    """Put every channel and the calibration of all models but the reference's point on a page."""
+    columns, lines = comparison.channel_rows()
+    report.heading("Every channel")
+    report.table(columns, lines, note="CRPS by channel; * is the lowest.")
+    report.heading("Calibration")
+    shares = {model.name: calibration(model.judged) for model in reversed(comparison.models) if model.name != NAIVE}
+    report.figure("calibration", figures.reliability(shares), caption)
 
 
 def in_order(test: TestData, found: Mapping[tuple[str, pd.Period], Forecast]) -> list[Forecast]:

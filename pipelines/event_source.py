@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,9 @@ from tsgdn2.pipelines.source import (
     table_with_rows,
     unknown_data,
 )
+
+if TYPE_CHECKING:
+    from tsgdn2.pipelines.predictor import GDN2Predictor
 
 MOST_TYPES: Final = 1_000
 ONE_KIND: Final = "event"
@@ -112,6 +115,16 @@ class Kinds:
     """What is forecast per window."""
     marks: tuple[str, ...]
     """Numbers that come with an event."""
+
+
+def data_for(predictor: GDN2Predictor, data: str, columns: DataOptions) -> Source:
+    """Load what a predictor is to be judged on: its channels, at its step. Errors: `open_data`'s; ConfigError."""
+    source = open_data(data, columns, predictor.config)
+    if predictor.config.channels > 1:
+        source = source.select(list(predictor.channels))
+    if source.freq != predictor.freq and source.period != predictor.config.period_ns:
+        raise ConfigError(f"data: its step is {source.freq}, the predictor's {predictor.freq}; give columns.period")
+    return source
 
 
 def open_data(data: str, columns: DataOptions, model: ForecasterConfig | None = None) -> Source:

@@ -25,13 +25,19 @@ import pandas as pd
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation import backtest as rolling
 from tsgdn2.evaluation import rows
-from tsgdn2.evaluation.baselines import Climatology, SeasonalNaive
-from tsgdn2.evaluation.metrics import Judged, Predicts, calibration
+from tsgdn2.evaluation.metrics import Judged, Predicts
 from tsgdn2.evaluation.prequential import Learner, Prequential, Recall, Schedule, leaks, prequential
-from tsgdn2.evaluation.ridge import RidgeLags
-from tsgdn2.pipelines import bench_figures, figures
-from tsgdn2.pipelines.comparison import CLIMATE, COLUMNS, NAIVE, OURS, RIDGE, Comparison, Model
-from tsgdn2.pipelines.event_source import open_data
+from tsgdn2.pipelines import bench_figures
+from tsgdn2.pipelines.comparison import (
+    COLUMNS,
+    OURS,
+    Comparison,
+    Model,
+    makers,
+    show,
+    show_details,
+)
+from tsgdn2.pipelines.event_source import data_for
 from tsgdn2.pipelines.jobs import Backtest
 from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.report import Report
@@ -64,11 +70,7 @@ def run(job: Backtest) -> None:
     predictor = open_predictor(job.predictor)
     horizon = horizon_of(job, predictor)
     with screen.phase("reading"):
-        source = open_data(job.data, job.columns, predictor.config)
-        if predictor.config.channels > 1:
-            source = source.select(list(predictor.channels))
-        if source.freq != predictor.freq and source.period != predictor.config.period_ns:
-            raise ConfigError(f"data: its step is {source.freq}, the predictor's {predictor.freq}; give columns.period")
+        source = data_for(predictor, job.data, job.columns)
         streams = streams_of(source, job, horizon)
     path = job.predictor
     learners: dict[str, Callable[[str], Learner]] = {OURS: lambda _: learner(predictor, source.channels, path)}
@@ -100,12 +102,11 @@ def run(job: Backtest) -> None:
         with screen.phase("report"):
             comparison.windows().write_parquet(folder / "windows.parquet")
             page = _page(source, job, comparison, found, leaking, horizon).write(folder)
-            for name, score in comparison.overall.items():
+            for name in comparison.overall:
                 rows.append(folder / "rows.jsonl", rows.row(
                     name, {"data": source.name, "protocol": "prequential", "horizon": horizon, "delay": job.delay,
                            "windows": job.windows, "streams": len(streams)},
-                    crps=score.crps, mase=score.mase, coverage=score.coverage,
-                    crps_relative=comparison.relative(name, "crps"),
+                    **comparison.figures(name),
                     leaks=len(leaking) if leaking is not None and name == OURS else None,
                 ))  # fmt: skip
             record.metrics(comparison.metrics() | ({} if leaking is None else {"leaks": len(leaking)}))
@@ -164,16 +165,12 @@ def baselines(
     """SeasonalNaive, climatology and ridge on lags by name, trained on what had arrived at the first origin."""
     reach, step = job.delay + horizon, job.distance or horizon
     train = rolling.training(source.entries("univariate"), -(reach + (job.windows - 1) * step))
-    predictors: Mapping[str, Predicts] = {
-        NAIVE: SeasonalNaive(reach, source.season),
-        CLIMATE: Climatology.train(train, reach, slots=source.season),
-        RIDGE: RidgeLags.train(train, reach, lags=min(2 * source.season, 168), slots=source.season),
-    }
+    made = makers(train, horizon=reach, season=source.season, lags=min(2 * source.season, 168))
 
     def asked(predictor: Predicts) -> Callable[[str], Learner]:
         return lambda _: Recall(predictor, freq=source.freq, channels=source.channels, levels=levels)
 
-    return {name: asked(predictor) for name, predictor in predictors.items()}
+    return {name: asked(make()) for name, make in made.items()}
 
 
 def together(parts: Sequence[Judged]) -> Judged:
@@ -225,19 +222,12 @@ def _page(
         "Every value is forecast before the model is shown it, one row at a time. A window is judged when its last "
         f"value has arrived, {horizon + job.delay} steps after its origin."
     )
-    report.table(TABLE, comparison.rows(), ours=(OURS,), note=(
-        f"CRPS rel. and MASE rel.: geometric mean over the channels of the figure over {comparison.models[0].name}'s."
-    ))  # fmt: skip
+    show(report, comparison, TABLE)
     if leaking is not None:
         report.paragraph(_leaks(leaking, found[OURS][0].judged.items[0]))
     report.figure("running", bench_figures.running({name: running(own) for name, own in found.items()}, OURS),
                   "CRPS over all windows whose values had arrived, all streams together.")  # fmt: skip
-    columns, lines = comparison.channel_rows()
-    report.heading("Every channel")
-    report.table(columns, lines, note="CRPS by channel; * is the lowest.")
-    report.heading("Calibration")
-    shares = {model.name: calibration(model.judged) for model in reversed(comparison.models) if model.name != NAIVE}
-    report.figure("calibration", figures.reliability(shares), "All streams together.")
+    show_details(report, comparison, "All streams together.")
     return report
 
 

@@ -12,13 +12,14 @@ Two jobs never work in one output at the same time: the second one is refused.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
+
+from filelock import FileLock, Timeout
 
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.probes.suite import MIXERS, PROBES, SMALL, config_of
@@ -74,14 +75,17 @@ def run(job: Probe) -> None:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, or raise ConfigError; the system lets go of it when the process ends, in any way."""
-    with (folder / LOCK).open("w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"output: another probe job works in {folder}; wait for its end or give another --output"
-            ) from error
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"output: another probe job works in {folder}; wait for its end or give another --output"
+        ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def trials(job: Probe) -> list[Trial]:

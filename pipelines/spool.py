@@ -73,7 +73,8 @@ def now_ms() -> int:
 
 def new_id() -> str:
     """A spool id that sorts by the time of its making."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{time.time_ns() % 10**9:09d}-{uuid.uuid4().hex[:8]}"
+    second, rest = divmod(time.time_ns(), 10**9)  # one look at the clock: two may fall on both sides of a full second
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(second))}-{rest:09d}-{uuid.uuid4().hex[:8]}"
 
 
 def replace_file(path: Path, text: str) -> None:

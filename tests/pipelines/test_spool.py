@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,17 @@ def test_spools_are_listed_oldest_first_and_half_removed_ones_are_not(tmp_path: 
     made[2].path.rename(made[2].path.with_name(f".{made[2].path.name}.sent"))
     assert spool_paths(tmp_path) == [spool.path for number, spool in enumerate(made) if number != 2]
     assert spool_paths(tmp_path / "nothing") == []
+
+
+def test_an_id_made_at_a_full_second_sorts_by_one_reading_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    second = 1_763_771_714
+    instants = [second * 10**9 + 999_999_999, (second + 1) * 10**9 + 5]
+    clock = iter(instants)
+    monkeypatch.setattr("time.time_ns", lambda: next(clock))
+    first, later = new_id(), new_id()
+    assert first < later
+    assert first.startswith(time.strftime("%Y%m%dT%H%M%S-999999999-", time.gmtime(second)))
+    assert later.startswith(time.strftime("%Y%m%dT%H%M%S-000000005-", time.gmtime(second + 1)))
 
 
 @pytest.mark.parametrize(
