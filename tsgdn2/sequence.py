@@ -176,7 +176,8 @@ class Sequences:
     def last(self) -> Rows:
         """Row [B] of what every sequence ends with, in the same table."""
         return Rows(
-            np.where(self.length > 0, self.size + self.offsets[1:] - 1, np.arange(self.size)), self.size + self.commits,
+            np.where(self.length > 0, self.size + self.offsets[1:] - 1, np.arange(self.size)),
+            self.size + self.commits,
             self.device,
         )
 

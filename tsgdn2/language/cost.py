@@ -7,7 +7,7 @@
     vocabulary                               2 D V
 
 The count is of what the mathematics asks for (math.md 2) with C = 64, not of what a kernel remakes; an MFU made of it
-is comparable between mixers that share the scan. The backward is twice the forward for products, and 22 / 7 for the scan.
+is comparable between mixers that share the scan. The backward is twice the forward for products, 22 / 7 for the scan.
 
 D width, K and V channels of H heads, C chunk, W window.
 """

@@ -91,9 +91,7 @@ class LanguageModel(nn.Module):
         count = np.zeros_like(length) if state is None else state.count.numpy()
         return Sequences(length, count, bounded=False, device=self.device)
 
-    def hidden(
-        self, tokens: Tensor, at: Sequences, state: LanguageState | None = None
-    ) -> tuple[Tensor, LanguageState]:
+    def hidden(self, tokens: Tensor, at: Sequences, state: LanguageState | None = None) -> tuple[Tensor, LanguageState]:
         """Read packed documents: tokens [N] int64 -> normalised outputs [N,D] and the state after each document."""
         if tokens.shape != (at.commits,):
             raise ConfigError(f"tokens: must be [{at.commits}] for these documents, got {tuple(tokens.shape)}")

@@ -12,9 +12,7 @@ from tsgdn2.language.model import LanguageModel
 PAPER = {"vocabulary": 32_000, "width": 2304, "layers": 18, "heads": 16}
 
 
-@pytest.mark.parametrize(
-    ("mlp", "every", "parameters"), [(6208, 0, 1_302_638_112), (6784, 2, 1_300_314_384)]
-)
+@pytest.mark.parametrize(("mlp", "every", "parameters"), [(6208, 0, 1_302_638_112), (6784, 2, 1_300_314_384)])
 def test_the_papers_models_have_the_papers_weights(mlp: int, every: int, parameters: int) -> None:
     found = footprint(LanguageConfig(**PAPER, mlp=mlp, attention_every=every))
     assert found.parameters == parameters

@@ -115,7 +115,7 @@ def test_a_saved_model_says_the_same_in_a_new_process(tied: bool, tmp_path: Path
 def test_another_tokenizer_and_another_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     archive.save(lively(TINY), path, tokenizer_digest="abc")
-    with pytest.raises(CheckpointError, match="tokenizer: .* was trained with tokenizer abc, got xyz"):
+    with pytest.raises(CheckpointError, match=r"tokenizer: .* was trained with tokenizer abc, got xyz"):
         archive.load(path, tokenizer_digest="xyz")
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="truncated"):

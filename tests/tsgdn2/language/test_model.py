@@ -1,4 +1,4 @@
-"""The language model: packed documents equal documents alone, steps equal windows, and nothing leaks across a border."""
+"""Language model: packed documents equal documents alone, steps equal windows, nothing leaks across a border."""
 
 from __future__ import annotations
 
