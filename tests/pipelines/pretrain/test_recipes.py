@@ -10,6 +10,7 @@ from tsgdn2.errors import ConfigError
 from tsgdn2.language.cost import footprint
 from tsgdn2.pipelines.cli import main
 from tsgdn2.pipelines.pretrain.recipes import FOLDER, located, named, names, recipe
+from tsgdn2.pipelines.pretrain.sizes import markdown
 
 COUNTS = {
     "gdn2-1.3b": 1_302_638_112,
@@ -36,6 +37,14 @@ def test_a_configuration_has_the_parameters_and_the_state_that_it_says(name: str
 def test_every_configuration_is_counted_here() -> None:
     assert {*names()} == {*COUNTS, "tiny"}
     assert recipe("tiny", Path("data")).training.steps == 200
+
+
+def test_the_readme_shows_the_sizes_as_they_are() -> None:
+    page = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- sizes -->\n\n")[2].partition("\n<!-- end -->")[0]
+    assert shown == markdown(), "run: python -m tsgdn2.pipelines.pretrain.sizes"
+    assert shown.count("\n") == len(names()) + 2
+    assert "| gdn2-1.3b | 18 gdn2 | 1,302,638,112 | 1,450,096,416 | 262,144 |" in shown
 
 
 def test_a_name_becomes_the_path_of_its_file_in_the_verbs_of_pretrain_alone(tmp_path: Path) -> None:
