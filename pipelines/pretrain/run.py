@@ -132,7 +132,8 @@ def train(job: Pretrain, world: strategy.World, screen: Screen, weighed: Estimat
         if progress.step:
             screen.say(f"going on from step {progress.step} of {job.training.steps}")
         began = time.perf_counter()
-        strategy.fit(strategy.trainer(job.cluster, world, [keeper]), module)
+        if len(module.steps):
+            strategy.fit(strategy.trainer(job.cluster, world, [keeper]), module)
         done = Trained(
             step=module.progress.step, tokens=module.progress.tokens, skipped=module.progress.skipped,
             loss=module.result.loss if module.result else None, validation=keeper.score,

@@ -116,6 +116,7 @@ def test_activation_checkpointing_changes_nothing(job: Pretrain, finished: Pretr
     assert read_curve(job.output) == read_curve(finished.output)
 
 
+@pytest.mark.filterwarnings("default")  # the compiler warns of itself: of jit, of gradients and functions that it makes
 @pytest.mark.parametrize("mixer", ["gdn2", "attention"])
 def test_compiled_norms_mlp_and_head_give_equal_losses(job: Pretrain, mixer: str) -> None:
     batch, losses = batches(job, 0), []
