@@ -5,9 +5,9 @@
 A cursor is enough to go on anywhere: files before it are not opened and row groups before it not read. Text is kept to
 the character. What is no text (null, bytes that are no UTF-8) is passed over and counted in `skipped`.
 
-Memory: one piece of a Parquet file, at most a row group and at most about 32 MB of a local one; one whole file of a
-folder. A single text file of many gigabytes is therefore better split, or written as Parquet. A source whose files
-change between two runs is another source: `fingerprint` says so.
+Memory: a few documents of a Parquet file (parquet_text.py), one whole file of a folder. A single text file of many
+gigabytes is therefore better split, or written as Parquet. A source whose files change between two runs is another
+source: `fingerprint` says so. A folder of both kinds is refused, because which of them is meant is not known.
 """
 
 from __future__ import annotations
@@ -23,18 +23,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
-
-import polars as pl
-import pyarrow.parquet as pq
+from typing import Final, NamedTuple, Protocol
 
 from tsgdn2.datasets.errors import DataError
+from tsgdn2.datasets.parquet_text import REMOTE, ParquetText, remote_files
 
 STDLIB: Final = "stdlib"
 STDLIB_DOCS: Final = "stdlib-docs"
-_REMOTE: Final = "hf://"
 _TEXT_SUFFIXES: Final = (".txt", ".md", ".rst", ".py", ".html", ".tex", ".csv", ".json", ".xml")
-_PIECE_BYTES: Final = 32 * 2**20
+_PARQUET: Final = ".parquet"
 
 
 class Text(NamedTuple):
@@ -69,7 +66,7 @@ class Corpus:
     """Sources one behind the other."""
 
     def __init__(self, names: Sequence[str], *, column: str = "text") -> None:
-        """names: `stdlib`, `stdlib-docs`, a Parquet file or pattern (hf:// too), a text file, a folder of either."""
+        """names: `stdlib`, `stdlib-docs`, a file, a folder or a pattern, of Parquet (hf:// too) or of text."""
         if not names:
             raise DataError("text: must name at least one source, got none; `stdlib` is on any machine")
         self.sources = [open_source(name, column) for name in names]
@@ -106,98 +103,22 @@ class Corpus:
         return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
-class ParquetText:
-    """A column of Parquet files, in the order of their names."""
-
-    def __init__(self, pattern: str, column: str) -> None:
-        """pattern: a file, a folder, or a name with wildcards; wildcards at hf:// need the package huggingface_hub."""
-        self.column, self.pattern = column, pattern
-        self.skipped: Counter[str] = Counter()
-        self._open: tuple[int, int] = (-1, 0)
-
-    @cached_property
-    def files(self) -> list[str]:
-        """Paths, sorted."""
-        if self.pattern.startswith(_REMOTE):
-            if not any(sign in self.pattern for sign in "*?["):
-                return [self.pattern]
-            return sorted(f"{_REMOTE}{path}" for path in _hub().glob(self.pattern.removeprefix(_REMOTE)))
-        path = Path(self.pattern)
-        if path.is_dir():
-            return sorted(str(file) for file in path.rglob("*.parquet"))
-        if path.is_file():
-            return [str(path)]
-        anchor = Path(path.anchor) if path.anchor else Path()
-        return sorted(str(file) for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file())
-
-    def rows(self, file: int, start: int) -> Iterator[tuple[int, str]]:
-        """Texts of a file, read piece by piece."""
-        path = self.files[file]
-        try:
-            scan = pl.scan_parquet(path, low_memory=True)
-            schema = scan.collect_schema()
-            if schema.get(self.column) != pl.String:
-                held = ", ".join(f"{name} ({kind})" for name, kind in schema.items())
-                raise DataError(f"column: {self.column!r} must be a column of text in {path}, which has {held}")
-            pieces = self._pieces(path)
-            self._open = (file, sum(pieces))
-            at = 0
-            for size in pieces:
-                if at + size > start:
-                    skip = max(0, start - at)
-                    piece = scan.select(self.column).slice(at + skip, size - skip).collect()
-                    yield from self._known(piece.to_series(), at + skip)
-                at += size
-        except (pl.exceptions.PolarsError, OSError) as error:
-            reason = f"{path} can not be read ({' '.join(str(error).split())})"
-            raise DataError(f"text: {reason}; mend it or the connection and run again") from error
-
-    def share(self, file: int, row: int) -> float:
-        """Files count alike, rows of the open one too."""
-        inside = row / max(1, self._open[1]) if self._open[0] == file else 0.0
-        return (file + inside) / len(self.files)
-
-    def state(self) -> list[list[object]]:
-        """Names, and sizes of the local ones; give hf:// a revision (name@revision) to be sure of the others."""
-        local = not self.pattern.startswith(_REMOTE)
-        return [[file, Path(file).stat().st_size if local else -1, self.column] for file in self.files]
-
-    def _known(self, texts: pl.Series, first: int) -> Iterator[tuple[int, str]]:
-        for row, text in enumerate(texts, first):
-            if text is None:
-                self.skipped[f"null in {self.column}"] += 1
-            else:
-                yield row, text
-
-    def _pieces(self, path: str) -> list[int]:
-        """Rows of each read: a row group, or several reads of a large local one (a remote one is fetched once)."""
-        remote = path.startswith(_REMOTE)
-        stream: Any = _hub().open(path.removeprefix(_REMOTE)) if remote else open(path, "rb")  # noqa: SIM115
-        with stream:
-            meta = pq.ParquetFile(stream).metadata
-            groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
-        pieces = []
-        for group in groups:
-            parts = 1 if remote else max(1, -(-group.total_byte_size // _PIECE_BYTES))
-            size = max(1, -(-group.num_rows // parts))
-            pieces += [min(size, group.num_rows - at) for at in range(0, group.num_rows, size)]
-        return pieces
-
-
 class FolderText:
     """Text files of a folder and its subfolders, one document each, in the order of their names."""
 
-    def __init__(self, root: Path) -> None:
-        """root: a folder, or one file."""
-        self.root = root
+    def __init__(self, root: Path, names: Sequence[str] | None = None) -> None:
+        """root: a folder, or one file. names: the files below it; None is every one whose ending is that of text."""
+        self.root, self.names = root, names
         self.skipped: Counter[str] = Counter()
 
     @cached_property
     def files(self) -> list[str]:
         """Names below the root; hidden files and folders are left out."""
+        if self.names is not None:
+            return sorted(self.names)
         if self.root.is_file():
             return [""]
-        found = (path.relative_to(self.root) for path in self.root.rglob("*") if path.suffix in _TEXT_SUFFIXES)
+        found = (path.relative_to(self.root) for path in self.root.rglob("*") if _is_text(path))
         return sorted(name.as_posix() for name in found if not any(part.startswith(".") for part in name.parts))
 
     def rows(self, file: int, start: int) -> Iterator[tuple[int, str]]:
@@ -244,7 +165,7 @@ class PythonLibrary(FolderText):
     def files(self) -> list[str]:
         """Modules below the library's folder, installed packages left out."""
         found = (path.relative_to(self.root) for path in self.root.rglob("*.py"))
-        kept = [name.as_posix() for name in found if "site-packages" not in name.parts]
+        kept = [name.as_posix() for name in found if "site-packages" not in name.parts and (self.root / name).is_file()]
         return sorted(kept, key=lambda name: hashlib.sha256(name.encode()).digest())
 
     def state(self) -> list[list[object]]:
@@ -272,23 +193,44 @@ def documentation(source: str) -> str:
 
 
 def open_source(name: str, column: str = "text") -> Source:
-    """Find what a name means; DataError if nothing is there."""
+    """Find what a name means; what is there under just this name goes before a pattern. DataError if nothing is."""
     if name in (STDLIB, STDLIB_DOCS):
         return PythonLibrary(documentation=name == STDLIB_DOCS)
+    if name.startswith(REMOTE):
+        return ParquetText(remote_files(name), column)
     path = Path(name)
-    if name.startswith(_REMOTE) or path.suffix == ".parquet" or any(sign in name for sign in "*?["):
-        return ParquetText(name, column)
-    if path.is_dir():
-        parquet = next(path.rglob("*.parquet"), None) is not None
-        return ParquetText(name, column) if parquet else FolderText(path)
     if path.is_file():
-        return FolderText(path)
+        return ParquetText([name], column) if path.suffix == _PARQUET else FolderText(path)
+    if path.is_dir():
+        parquet = sorted(str(file) for file in path.rglob(f"*{_PARQUET}") if file.is_file())
+        if parquet and FolderText(path).files:
+            raise _mixed(name, f"{name}/**/*{_PARQUET}", f"{name}/**/*.txt")
+        return ParquetText(parquet, column) if parquet else FolderText(path)
+    if any(sign in name for sign in "*?["):
+        return _matching(name, column)
     raise DataError(f"text: {name} is no file, folder, pattern, hf:// path, `{STDLIB}` or `{STDLIB_DOCS}`; correct it")
 
 
-def _hub() -> Any:
+def _matching(pattern: str, column: str) -> Source:
+    """Files that match a pattern, hidden ones left out: Parquet if all of them end so, text if none does."""
+    path = Path(pattern)
+    anchor = Path(path.anchor) if path.anchor else Path()
     try:
-        from huggingface_hub import HfFileSystem
-    except ImportError as error:
-        raise DataError("text: hf:// paths need the package huggingface_hub; install tsgdn2[language]") from error
-    return HfFileSystem()
+        found = [file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file()]
+    except (ValueError, OSError, NotImplementedError) as error:  # `a**b` is no pattern
+        raise DataError(f"text: {pattern} is no pattern of files ({error}); correct it") from error
+    names = sorted(str(file) for file in found if not file.name.startswith("."))
+    parquet = [name for name in names if name.endswith(_PARQUET)]
+    if parquet and len(parquet) < len(names):
+        raise _mixed(pattern, f"{pattern}{_PARQUET}", f"{pattern}.txt")
+    return ParquetText(parquet, column) if parquet else FolderText(Path(), names)
+
+
+def _mixed(name: str, *patterns: str) -> DataError:
+    remedy = " or ".join(patterns)
+    return DataError(f"text: {name} holds Parquet and files of text; name those that you mean, by a pattern: {remedy}")
+
+
+def _is_text(path: Path) -> bool:
+    """A file that is there and whose ending is one of text: no folder of such a name, no link to nowhere."""
+    return path.suffix in _TEXT_SUFFIXES and path.is_file()

@@ -198,12 +198,15 @@ class TokenShards:
         new: dict[str, list[object]] = {}
         for part in self.manifest.shards[number].files:
             path = self.folder / part.name
-            stat = path.stat()
-            sound: list[object] = [part.sha256, stat.st_size, stat.st_mtime_ns]
-            if known.get(part.name) == sound:
-                continue
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            try:
+                stat = path.stat()
+                sound: list[object] = [part.sha256, stat.st_size, stat.st_mtime_ns]
+                if known.get(part.name) == sound:
+                    continue
+                with path.open("rb") as stream:
+                    found = hashlib.file_digest(stream, "sha256").hexdigest()
+            except OSError as error:
+                raise _unreadable(path, error) from error
             if found != part.sha256:
                 raise ChecksumError(f"{path}: has sha256 {found}, expected {part.sha256}; copy or prepare it again")
             new[part.name] = sound
@@ -223,8 +226,7 @@ class TokenShards:
             try:
                 size = path.stat().st_size
             except OSError as error:
-                reason = error.strerror
-                raise DataError(f"{path}: can not be read ({reason}); copy or prepare the corpus again") from error
+                raise _unreadable(path, error) from error
             if not size == part.size == width:
                 raise ChecksumError(f"{path}: has {size:,} bytes, expected {width:,}; it is cut short or another file")
 
@@ -269,6 +271,10 @@ def shard_from(raw: dict[str, Any]) -> Shard:
     tokens, documents = (Part(**part) for part in raw["files"])
     return Shard(tokens=raw["tokens"], documents=raw["documents"], text_bytes=raw["text_bytes"],
                  files=(tokens, documents))  # fmt: skip
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: can not be read ({error.strerror}); copy or prepare the corpus again")
 
 
 def _digest(content: dict[str, Any]) -> str:

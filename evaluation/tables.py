@@ -88,6 +88,9 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "T": "x1", "2 T": "x2", "4 T": "x4", "8 T": "x8", "16 T": "x16", "30 % gaps": "gap 0.3",
         "60 % missing": "missing 0.6",
     },
+    "language": {
+        "bits per byte": "bits_per_byte", "weights of the blocks": "parameters", "state, floats a layer": "state_floats",
+    },
     "serving": {
         "update, µs": "update_us", "mean of 8": "update_patch_us", "processor": "update_cpu_us",
         "/ ours": "update_over_ours", "/ youngest": "update_over_youngest", "forecast, µs": "forecast_us",

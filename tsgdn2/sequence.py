@@ -117,10 +117,27 @@ class Sequences:
         behind_each = len(self.after) == self.commits and bool((self.after == np.arange(self.commits)).all())
         self.dense = behind_each and bool((self.owner == self.own).all())
         """One query after every commit, each asked by that commit's own sequence."""
+        self._rings: dict[int, tuple[Tensor, Tensor]] = {}
 
     def tensor(self, x: NDArray[Any]) -> Tensor:
         """What was worked out, where the model's numbers are."""
         return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Commits of its sequence before each commit, those before this window among them, int64 [N]."""
+        return self.tensor(self.count[self.own] + self._done)
+
+    def ring(self, size: int) -> tuple[Tensor, Tensor]:
+        """Commits [n] that are among the last `size` of their sequence, and their places in B rings of `size` slots.
+
+        Commit number i of a sequence, those before this window counted, lies in slot i mod size. Worked out once.
+        """
+        if size not in self._rings:
+            rows = np.flatnonzero(self.offsets[1:][self.own] - np.arange(self.commits) <= size)
+            number = self.count[self.own[rows]] + self._done[rows]
+            self._rings[size] = self.tensor(rows), self.tensor(self.own[rows] * size + number % size)
+        return self._rings[size]
 
     @cached_property
     def commit_owner(self) -> Tensor:

@@ -1,7 +1,7 @@
 """The baseline that a language model must beat: an interpolated trigram model of bytes.
 
     p(c | a b) = l3 N(a b c) / N(a b) + l2 N(b c) / N(b) + l1 N(c) / N + l0 / 257
-    l = l[bucket of N(a b)] >= 0, sum l = 1                     chosen by EM on held-out documents of the training text
+    l = l[bucket of N(a b)] >= 0, sum l = 1                     chosen by EM on held-out parts of the training text
 
 Jelinek and Mercer's form: how far a context is trusted depends on how often it was seen, and the weights are those
 under which text that was not counted is most likely. Every symbol has a probability above zero, because l0 has a floor.
@@ -13,7 +13,8 @@ a, b, c symbols in 0 .. 256, E = 256 the end; N counts; K buckets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import chain, islice
 from typing import Final
 
 import numpy as np
@@ -52,17 +53,21 @@ class Trigram:
     def fit(cls, documents: Iterable[bytes], *, held_out_every: int = 10) -> Trigram:
         """Count documents; every `held_out_every`-th is first kept back to choose the weights, then counted too.
 
-        Errors: ConfigError when there are not enough documents to keep one back.
+        Of fewer documents than that as large a part of their symbols is kept back, at the end. Errors: ConfigError when
+        there are fewer than `held_out_every` symbols.
         """
         if held_out_every < 2:
             raise ConfigError(f"held_out_every: must be at least 2, got {held_out_every}")
         counts = np.zeros(SYMBOLS**3, np.uint32)
         kept_back = np.zeros(SYMBOLS**3, np.uint32)
-        number = 0
-        for number, document in enumerate(documents, 1):
-            _count(document, kept_back if number % held_out_every == 0 else counts)
-        if number < held_out_every:
-            raise ConfigError(f"documents: must be at least {held_out_every}, so that one is held out, got {number}")
+        rest = iter(documents)
+        first = list(islice(rest, held_out_every))
+        if len(first) < held_out_every:
+            _count_stretch(first, held_out_every, counts, kept_back)
+        else:
+            for number, document in enumerate(chain(first, rest), 1):
+                for codes in _codes(document):
+                    _count(codes, kept_back if number % held_out_every == 0 else counts)
         shape = (SYMBOLS, SYMBOLS, SYMBOLS)
         model = cls(counts.reshape(shape), np.full((BUCKETS, 4), 0.25))
         seen = np.flatnonzero(kept_back)
@@ -70,14 +75,15 @@ class Trigram:
         counts += kept_back
         return cls(counts.reshape(shape), weights)
 
-    def probabilities(self, a: int, b: int) -> Array:
-        """p(c | a b) of every symbol c, [257]; sums to one."""
-        code = (a * SYMBOLS + b) * SYMBOLS + np.arange(SYMBOLS)
-        return self._mixed(code)
+    def probabilities(self, codes: Ints) -> Array:
+        """p(c | a b) of codes (a 257 + b) 257 + c, [n]; those of all c sum to one."""
+        parts, bucket = self._parts(codes)
+        found: Array = np.einsum("no,no->n", parts, self.weights[bucket])
+        return found
 
     def nats(self, document: bytes) -> float:
         """-log p of a document and of its end, in nats."""
-        return sum(float(-np.log(self._mixed(codes)).sum()) for codes in _codes(document))
+        return sum(float(-np.log(self.probabilities(codes)).sum()) for codes in _codes(document))
 
     def score(self, documents: Iterable[bytes]) -> Score:
         """Score documents; every symbol counts as predicted, the first one of a document too."""
@@ -86,11 +92,6 @@ class Trigram:
             nats, size = self.nats(document), len(document)
             total += Score(nats=nats, predicted_nats=nats, predicted=size + 1, documents=1, text_bytes=size)
         return total
-
-    def _mixed(self, codes: Ints) -> Array:
-        parts, bucket = self._parts(codes)
-        found: Array = np.einsum("no,no->n", parts, self.weights[bucket])
-        return found
 
     def _parts(self, codes: Ints) -> tuple[Array, Ints]:
         """What each order gives to the symbols of the codes, [n,4], and the buckets of their contexts, [n]."""
@@ -135,7 +136,23 @@ def _codes(document: bytes) -> Iterable[Ints]:
         yield (symbols[:-2] * SYMBOLS + symbols[1:-1]) * SYMBOLS + symbols[2:]
 
 
-def _count(document: bytes, into: NDArray[np.uint32]) -> None:
-    for codes in _codes(document):
-        found, often = np.unique(codes, return_counts=True)
-        into[found] += often.astype(np.uint32)
+def _count(codes: Ints, into: NDArray[np.uint32]) -> None:
+    found, often = np.unique(codes, return_counts=True)
+    into[found] += often.astype(np.uint32)
+
+
+def _count_stretch(
+    documents: Sequence[bytes], every: int, counts: NDArray[np.uint32], kept_back: NDArray[np.uint32]
+) -> None:
+    """Count the last of `every` equal stretches of the text apart; long ones, for a text repeats itself nearby."""
+    total = sum(len(document) + 1 for document in documents)
+    if total < every:
+        raise ConfigError(f"documents: must hold at least {every} symbols, so that some are held out, got {total}")
+    first_held = total - total // every
+    at = 0
+    for document in documents:
+        for codes in _codes(document):
+            held = np.arange(at, at + len(codes)) >= first_held
+            at += len(codes)
+            _count(codes[~held], counts)
+            _count(codes[held], kept_back)

@@ -45,13 +45,6 @@ class Text(Protocol):
         """Bytes of UTF-8 that it was."""
 
 
-class Whole(NamedTuple):
-    """A document that is not from shards."""
-
-    tokens: Ints
-    text_bytes: int
-
-
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """What a model makes of a text; scores of parts add up."""
@@ -201,6 +194,27 @@ def stream_losses(model: LanguageModel, streams: Ints, window: int) -> Iterator[
         found = losses(model, piece, [end - begin] * count, state, streams[:, end])
         state, shape = found.state, (count, end - begin)
         yield Losses(found.nats.reshape(shape), found.greedy.reshape(shape), state)
+
+
+def document_losses(model: LanguageModel, tokens: Ints, lengths: Sequence[int], window: int) -> NDArray[np.float64]:
+    """-log p of the token after each of N, every document for itself: [N], 0 behind the last one of a document.
+
+    As many whole documents are read together as `window` holds; one that is longer is read in pieces.
+    """
+    found = np.zeros(len(tokens))
+    begin, group = 0, list[int]()
+    for number, length in enumerate(lengths):
+        group.append(length)
+        end = begin + sum(group)
+        if number + 1 < len(lengths) and end - begin + lengths[number + 1] <= window:
+            continue
+        if end - begin <= window:
+            found[begin:end] = losses(model, tokens[begin:end], group).nats.numpy()
+        else:
+            pieces = stream_losses(model, tokens[None, begin:end], window)
+            found[begin : end - 1] = np.concatenate([piece.nats[0].numpy() for piece in pieces])
+        begin, group = end, []
+    return found
 
 
 def _on(model: LanguageModel, tokens: Ints) -> Tensor:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: whole or not at all, and enough of it that going on is equal to the bit.
+"""Checkpoints of a training: whole or not at all, and enough of it that going on is equal to the bit on a CPU.
 
     <folder>/step-00000200/model.safetensors          as language/archive.py reads it
                            optimizer-exp_avg.safetensors, ..      one file per quantity of the optimiser
@@ -8,7 +8,9 @@
 A folder gets its name when all of it is on the disk, in one rename: a process that is killed leaves the older ones as
 they were and a draft that the next write removes. Files are checked by their checksums when they are read; a damaged
 checkpoint is named, and the one before it is taken. Rank 0 writes full tensors whatever the sharding, so a training may
-go on with other ranks. The price is host memory for weights and optimiser, on rank 0 to write, on every rank to read.
+go on with other ranks; rank 0 reads, and the others get their share from it. The price is host memory for weights and
+optimiser on rank 0. On a GPU the same numbers go in, but sums of its atomic additions (the embedding's gradient among
+them) come in any order: there a training that goes on differs in its last bits, as one that is started twice does.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -40,7 +42,7 @@ from tsgdn2 import checkpoint
 from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.language import archive
 from tsgdn2.language.model import LanguageModel
-from tsgdn2.pipelines.pretrain.strategy import gathered
+from tsgdn2.pipelines.pretrain.strategy import from_first, gathered, rank, ranks
 from tsgdn2.pipelines.pretrain.training import Progress
 from tsgdn2.pipelines.spool import replace_file
 
@@ -117,7 +119,7 @@ class Checkpoints:
         weights = get_model_state_dict(model, options=options)
         moments = cast(dict[str, Any], get_optimizer_state_dict(model, optimizer, options=options).get("state", {}))
         trouble: str | None = None
-        if _rank() == 0:
+        if rank() == 0:
             try:
                 self._write(model, weights, moments, saved, tokenizer_digest)
             except OSError as error:
@@ -156,16 +158,35 @@ class Checkpoints:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         _to_disk(self.folder)
-        for step in self.steps()[: -self.keep]:
+        steps = [step for step in self.steps() if step <= saved.progress.step]
+        for step in sorted({*self.steps()} - {*steps[-self.keep :]}):  # a later one is damaged, or it had been gone on from
             shutil.rmtree(self.path(step))
 
     def read(self, identity: Mapping[str, Any]) -> Reading | None:
         """The newest checkpoint that can be read, for a training of this identity; None where there is none at all.
 
+        All ranks call it; rank 0 alone has the tensors then.
+
         Raises:
-            ConfigError: The checkpoints are of another training.
+            ConfigError: The checkpoints are of another training, or the ranks are not of the same one.
             CheckpointError: There are some, and all are damaged.
         """
+        for number, own in enumerate(gathered(dict(identity))):
+            other = _differences(dict(identity), own)
+            if other:
+                raise ConfigError(f"output: rank {rank()} and rank {number} are of different trainings ({other}); give "
+                                  "every rank the same options and the same data")  # fmt: skip
+        found: list[Reading] = []
+
+        def saved() -> Saved | None:
+            found.extend(self._newest(identity))
+            return found[0].saved if found else None
+
+        told = from_first(saved)
+        return found[0] if found else told and Reading(saved=told, weights={}, moments={})
+
+    def _newest(self, identity: Mapping[str, Any]) -> list[Reading]:
+        """The newest one that can be read; none where there is none."""
         steps = self.steps()
         for step in reversed(steps):
             try:
@@ -173,11 +194,13 @@ class Checkpoints:
             except CheckpointError as error:
                 self.say(f"step {step} can not be gone on from, the one before it is tried: {error}")
                 continue
-            _same(reading.saved.identity, dict(identity), self.folder)
-            return reading
+            other = _differences(reading.saved.identity, dict(identity))
+            if other:
+                raise ConfigError(f"output: {self.folder} is of another training ({other}); name another output")
+            return [reading]
         if steps:
             raise CheckpointError(f"output: all {len(steps)} checkpoints of {self.folder} are damaged; name another")
-        return None
+        return []
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -207,17 +230,15 @@ class Reading:
         return cls(saved=saved, weights=weights, moments=moments)
 
     def into(self, model: LanguageModel, optimizer: Optimizer) -> None:
-        """Put weights, optimiser and random numbers back, sharded as the model is."""
-        options = StateDictOptions(full_state_dict=True)
+        """Put weights, optimiser and random numbers back, sharded as the model is; all ranks call it."""
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=ranks() > 1)
         set_model_state_dict(model, cast(dict[str, Any], self.weights), options=options)
-        if self.moments:
-            state: dict[str, Any] = {
-                "state": self.moments,
-                "param_groups": get_optimizer_state_dict(model, optimizer)["param_groups"],
-            }
+        if self.saved.quantities:
+            groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+            state: dict[str, Any] = {"state": self.moments, "param_groups": groups} if rank() == 0 else {}
             set_optimizer_state_dict(model, optimizer, state, options=options)
-        if _rank() < len(self.saved.random):
-            _set_random(self.saved.random[_rank()])
+        if rank() < len(self.saved.random):
+            _set_random(self.saved.random[rank()])
 
 
 def random_states() -> list[str]:
@@ -233,11 +254,9 @@ def _set_random(text: str) -> None:
         torch.cuda.set_rng_state(states[1])
 
 
-def _same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    other = [f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in sorted({*old, *new})
-             if old.get(name) != new.get(name)]  # fmt: skip
-    if other:
-        raise ConfigError(f"output: {folder} is of another training ({'; '.join(other)}); name another output")
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    return "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in sorted({*old, *new})
+                     if old.get(name) != new.get(name))  # fmt: skip
 
 
 def _digest(content: dict[str, Any]) -> str:
@@ -251,7 +270,3 @@ def _to_disk(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _rank() -> int:
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0

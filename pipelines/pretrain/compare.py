@@ -28,9 +28,11 @@ from tsgdn2.evaluation.rows import Row, append, mend, read, row
 from tsgdn2.language.config import LanguageConfig
 from tsgdn2.language.cost import footprint
 from tsgdn2.pipelines.pretrain import run as training
-from tsgdn2.pipelines.pretrain.jobs import Compare, Pretrain
-from tsgdn2.pipelines.pretrain.prepare import VALIDATION
+from tsgdn2.pipelines.pretrain.jobs import Compare, Pretrain, several
+from tsgdn2.pipelines.pretrain.prepare import TRAIN, VALIDATION
+from tsgdn2.pipelines.pretrain.prepared import loses_text
 from tsgdn2.pipelines.pretrain.recipes import recipe
+from tsgdn2.pipelines.pretrain.tokenizer import load_tokenizer
 from tsgdn2.pipelines.pretrain.weights import device_of, opened
 from tsgdn2.pipelines.report import Report
 from tsgdn2.pipelines.runs import Run
@@ -76,7 +78,13 @@ def run(job: object) -> None:
 
 
 def trials(job: Compare) -> list[Pretrain]:
-    """Every training, seed by seed, so that a table that was stopped has all mixers."""
+    """Every training, seed by seed, so that a table that was stopped has all mixers.
+
+    Errors: ConfigError for mixers that do not compare, or data whose bits per byte would not be those of its text.
+    """
+    if loses_text(job.data, load_tokenizer(job.data)):
+        raise ConfigError(f"data: the tokenizer of {job.data} loses text, so there are no bits per byte to compare by; "
+                          "prepare it with `--tokenizer bytes` or `bpe`")  # fmt: skip
     base = recipe(job.recipe, job.data, runs=job.runs, experiment=job.experiment, tracking_uri=job.tracking_uri,
                   quiet=job.quiet)  # fmt: skip
     output = job.output or job.runs / "pretrain-compare"
@@ -85,7 +93,7 @@ def trials(job: Compare) -> list[Pretrain]:
     return [
         replace(base, model=models[mixer], output=output / f"{mixer}-{seed}",
                 training=replace(base.training, seed=seed, tokens=tokens))
-        for seed in job.seeds for mixer in job.mixers
+        for seed in several(job.seeds) for mixer in job.mixers
     ]  # fmt: skip
 
 
@@ -115,7 +123,7 @@ def trial(job: Pretrain, screen: Screen) -> Row:
     model = opened(
         job.output, device=device_of("auto" if job.cluster.accelerator == "auto" else job.cluster.accelerator)
     )
-    held_out = TokenShards(job.data / VALIDATION)
+    held_out = TokenShards(job.data / VALIDATION, verify="use")
     with screen.phase("held-out part", total=held_out.documents):
         found = score(model, held_out.walk())
     cost = footprint(job.model)
@@ -126,11 +134,12 @@ def trial(job: Pretrain, screen: Screen) -> Row:
 
 
 def shape(job: Pretrain) -> dict[str, str | int | float | bool | None]:
-    """What a row depends on beside the seed: the model, every option that fixes the weights, and the data."""
+    """What a row depends on beside the seed: model, options that fix the weights, both parts of the data."""
     options = asdict(job.training)
     for free in ("seed", "checkpoint_every", "keep", "validate_every", "validation_windows", "log_every"):
         del options[free]
-    text = json.dumps([options, TokenShards(job.data / VALIDATION).manifest.to_json()], sort_keys=True)
+    data = [TokenShards(job.data / part).manifest.to_json() for part in (TRAIN, VALIDATION)]
+    text = json.dumps([options, *data], sort_keys=True)
     return {"mixer": job.model.mixer, "model": job.model.fingerprint, "mlp": job.model.mlp, "steps": job.training.steps,
             "tokens": job.training.tokens, "settings": hashlib.sha256(text.encode()).hexdigest()[:16]}  # fmt: skip
 

@@ -8,33 +8,37 @@
     needles         answer rate, and accuracy of what was answered
     audit           how long states keep a token, which kinds they lose, and to whom
 
-Rows are known by the weights, the data and the options that they depend on, so one output may hold many models.
+Rows are known by the weights, the data and the options that they depend on, so one output may hold many models. A part
+that the data does not allow is left out with a line that says why: a text without words for keys, a length too short
+for its question, and bits per byte, with the trigram model, where the tokenizer lost text.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from tsgdn2.datasets.tokens import Document, TokenShards
-from tsgdn2.errors import ConfigError
+from tsgdn2.errors import ConfigError, DataError
 from tsgdn2.evaluation.language.eviction import CLASSES, audit, token_class
 from tsgdn2.evaluation.language.extrapolation import extrapolate
-from tsgdn2.evaluation.language.needle import TASKS, Haystack, needles, tally
+from tsgdn2.evaluation.language.judgement import tally
+from tsgdn2.evaluation.language.needle import ROOM, TASKS, Haystack, needles
 from tsgdn2.evaluation.language.ngrams import Trigram
 from tsgdn2.evaluation.language.perplexity import Score, score
 from tsgdn2.evaluation.language.retrieval import ask
-from tsgdn2.evaluation.rows import Row, Value, append, mend, read, row
+from tsgdn2.evaluation.rows import Row, Value, row
 from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain.evaluation_page import page
-from tsgdn2.pipelines.pretrain.jobs import Evaluate
+from tsgdn2.pipelines.pretrain.jobs import Evaluate, several
+from tsgdn2.pipelines.pretrain.ledger import Ledger
 from tsgdn2.pipelines.pretrain.prepare import TRAIN, VALIDATION
+from tsgdn2.pipelines.pretrain.prepared import loses_text
 from tsgdn2.pipelines.pretrain.tokenizer import Tokenizer, load_tokenizer
 from tsgdn2.pipelines.pretrain.weights import device_of, digest, opened, training_length
 from tsgdn2.pipelines.runs import Run
@@ -57,6 +61,10 @@ class Subject:
     tokenizer: Tokenizer
     train: TokenShards
     held_out: TokenShards
+    lossy: bool
+    """The tokenizer lost text, so there are no bits per byte."""
+    length: int
+    """Tokens of a training window; 0 where nobody asks."""
 
     @classmethod
     def of(cls, job: Evaluate) -> Subject:
@@ -64,16 +72,19 @@ class Subject:
         unknown = sorted(set(job.needles) - set(TASKS))
         if unknown:
             raise ConfigError(f"needles: must be among {', '.join(TASKS)}, got {unknown}")
+        length = job.length or training_length(job.checkpoint) if job.streams else 0
+        if length is None:
+            raise ConfigError("length: nothing beside the checkpoint says how long a training window is; give --length")
         tokenizer = load_tokenizer(job.data)
         model = opened(job.checkpoint, tokenizer_digest=tokenizer.digest, device=device_of(job.device))
         if model.config.vocabulary < tokenizer.vocabulary:
             ids = f"{tokenizer.vocabulary} ids, the model {model.config.vocabulary}"
             raise ConfigError(f"data: its tokenizer has {ids}; "
                               "give the data that the model was trained on")  # fmt: skip
-        train, held_out = TokenShards(job.data / TRAIN), TokenShards(job.data / VALIDATION)
+        train, held_out = (TokenShards(job.data / part, verify="use") for part in (TRAIN, VALIDATION))
         if not held_out.tokens:
             raise ConfigError(f"data: {job.data} has no held-out part; prepare it with a smaller validation_every")
-        return cls(job, model, tokenizer, train, held_out)
+        return cls(job, model, tokenizer, train, held_out, loses_text(job.data, tokenizer), length)
 
     @cached_property
     def identity(self) -> dict[str, Value]:
@@ -86,10 +97,10 @@ class Subject:
         for document in shards.walk(0, stop):
             yield self.tokenizer.decode(document.tokens).encode()
 
+    @cached_property
     def haystack(self) -> Haystack:
-        """Held-out text, and text of training where that is not enough."""
-        parts: list[str] = []
-        size = 0
+        """Held-out text, and text of training where that is not enough; made when the first needle needs it."""
+        parts, size = list[str](), 0
         for shards in (self.held_out, self.train):
             for text in self.texts(shards):
                 if size >= _HAYSTACK_BYTES:
@@ -97,26 +108,6 @@ class Subject:
                 parts.append(text.decode())
                 size += len(text)
         return Haystack("\n\n".join(parts))
-
-
-class Ledger:
-    """Rows that are there, and those that come."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.exists():
-            mend(path)
-        self.rows = read(path) if path.exists() else []
-
-    def part(self, name: str, shape: Mapping[str, Value], make: Callable[[], Sequence[Row]]) -> list[Row]:
-        """The rows of a part that has exactly this shape among its own; made, and appended together, if missing."""
-        known = [one for one in self.rows if one.what == name and shape.items() <= one.shape.items()]
-        if known:
-            return known
-        made = list(make())
-        append(self.path, *made)
-        self.rows += made
-        return made
 
 
 def run(job: object) -> None:
@@ -141,7 +132,8 @@ def run(job: object) -> None:
             record.artifact(file, "report")
     for one in rows:
         if one.what in ("perplexity", "trigram"):
-            screen.say(f"{one.what:<12} {float(one.values['bits_per_byte'] or 0):.4f} bits per byte")
+            bits = one.values["bits_per_byte"]
+            screen.say(f"{one.what:<12} " + ("no bits per byte" if bits is None else f"{bits:.4f} bits per byte"))
     screen.say(f"page: {written}")
 
 
@@ -151,12 +143,18 @@ def evaluate(subject: Subject, ledger: Ledger, screen: Screen) -> list[Row]:
     rows: list[Row] = []
     documents = min(job.documents or subject.held_out.documents, subject.held_out.documents)
     shape: dict[str, Value] = {**same, "documents": documents}
+    if subject.lossy:
+        shape["text"] = "lost"
+        screen.say("bits per byte, trigram: left out, the tokenizer loses text; `--tokenizer bytes` or `bpe` lose none")
     with screen.phase("perplexity", total=documents) as phase:
         rows += ledger.part("perplexity", shape, lambda: [_perplexity(subject, shape, documents, phase)])
-    if job.trigram_bytes:
+    if job.trigram_bytes and not subject.lossy:
         own: dict[str, Value] = {"data": same["data"], "documents": documents, "counted_bytes": job.trigram_bytes}
-        with screen.phase("trigram"):
-            rows += ledger.part("trigram", own, lambda: [_trigram(subject, own, documents)])
+        try:
+            with screen.phase("trigram"):
+                rows += ledger.part("trigram", own, lambda: [_trigram(subject, own, documents)])
+        except ConfigError as error:
+            screen.say(f"trigram_bytes: left out, {error}")
     if job.streams:
         rows += _extrapolation(subject, ledger, screen)
     if job.needles:
@@ -172,7 +170,8 @@ def _perplexity(subject: Subject, shape: Mapping[str, Value], documents: int, ph
             phase.advance()
             yield document
 
-    return _row("perplexity", shape, _values(score(subject.model, walk(), window=subject.job.window)))
+    values = _values(score(subject.model, walk(), window=subject.job.window))
+    return _row("perplexity", shape, values | ({"bits_per_byte": None} if subject.lossy else {}))
 
 
 def _trigram(subject: Subject, shape: Mapping[str, Value], documents: int) -> Row:
@@ -198,12 +197,10 @@ def _values(found: Score) -> dict[str, Value]:
 
 
 def _extrapolation(subject: Subject, ledger: Ledger, screen: Screen) -> list[Row]:
-    job = subject.job
-    length = job.length or training_length(job.checkpoint)
-    if length is None:
-        raise ConfigError("length: nothing beside the checkpoint says the length of a training window; give --length")
+    job, length = subject.job, subject.length
     shape: dict[str, Value] = {
         **subject.identity, "length": length, "factor": job.factor, "streams": job.streams, "window": job.window,
+        "resets": True,
     }  # fmt: skip
     if subject.held_out.tokens < length:
         screen.say(f"extrapolation: left out, the held-out part has {subject.held_out.tokens:,} tokens, one window "
@@ -217,28 +214,30 @@ def _extrapolation(subject: Subject, ledger: Ledger, screen: Screen) -> list[Row
                             window=job.window, tick=phase.advance)  # fmt: skip
         return [
             _row("extrapolation", {**shape, "first": one.first, "last": one.last},
-                 {"loss": one.loss, "perplexity": one.perplexity, "predicted": one.tokens})
+                 {"loss": one.loss, "perplexity": one.perplexity, "predicted": one.tokens, "inside": one.inside,
+                  "loss_carried": _known(one.inside_loss), "loss_reset": _known(one.reset_loss)})
             for one in found
         ]  # fmt: skip
 
     each = min(length * job.factor, subject.held_out.tokens)
-    total = (each - 1) * min(job.streams, subject.held_out.tokens // each)
+    total = 2 * (each - 1) * min(job.streams, subject.held_out.tokens // each)
     with screen.phase("extrapolation", total=total) as phase:
         return ledger.part("extrapolation", shape, make)
 
 
 def _needles(subject: Subject, ledger: Ledger, screen: Screen) -> list[Row]:
-    job, rows = subject.job, []
-    haystack = subject.haystack()
-    with screen.phase("needles", total=len(job.needles) * len(job.needle_lengths) * job.needle_samples) as phase:
+    job, rows, lengths = subject.job, list[Row](), several(subject.job.needle_lengths)
+    with screen.phase("needles", total=len(job.needles) * len(lengths) * job.needle_samples) as phase:
         for task in job.needles:
-            for length in job.needle_lengths:
-                shape: dict[str, Value] = {**subject.identity, "task": task, "length": length,
-                                           "samples": job.needle_samples, "needle_seed": job.seed}  # fmt: skip
+            for length in lengths:
+                shape: dict[str, Value] = {
+                    **subject.identity, "task": task, "length": length, "samples": job.needle_samples,
+                    "needle_seed": job.seed, "room": ROOM,
+                }  # fmt: skip
 
                 def make(task: str = task, length: int = length, shape: Mapping[str, Value] = shape) -> list[Row]:
                     drawn = needles(
-                        task, length, haystack, subject.tokenizer, samples=job.needle_samples, seed=job.seed
+                        task, length, subject.haystack, subject.tokenizer, samples=job.needle_samples, seed=job.seed
                     )
                     found = tally(list(ask(subject.model, drawn, subject.tokenizer, window=job.window,
                                            tick=phase.advance)))  # fmt: skip
@@ -250,7 +249,7 @@ def _needles(subject: Subject, ledger: Ledger, screen: Screen) -> list[Row]:
 
                 try:
                     rows += ledger.part("needle", shape, make)
-                except ConfigError as error:  # a length too short for its own question is no reason to lose the rest
+                except (ConfigError, DataError) as error:  # too short a length, too few words: the rest is not lost
                     screen.say(f"{task} of {length:,} tokens: left out, {error}")
     return rows
 
@@ -291,6 +290,10 @@ def _metric(one: Row, value: str) -> str:
     parts = [str(one.shape[name]) for name in ("task", "length", "first", "last", "layer", "head", "group")
              if name in one.shape and (name != "length" or one.what == "needle")]  # fmt: skip
     return "/".join([one.what, *(part.replace("/", " of ") for part in parts), value])
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else value
 
 
 def _short(text: str) -> str:

@@ -43,7 +43,7 @@ def _perplexity(report: Report, rows: Sequence[Row]) -> None:
         "token charged as one of all. A token of one row need not be one of the other; bits per byte compare."
     ))  # fmt: skip
     both = {one.what: _float(one.values["bits_per_byte"]) for one in rows}
-    if len(both) == 2:
+    if len(both) == 2 and not any(map(math.isnan, both.values())):
         ours, theirs = both["perplexity"], both["trigram"]
         report.paragraph(f"The model is **{'below' if ours < theirs else 'not below'}** the trigram model: {ours:.4f} "
                          f"against {theirs:.4f} bits per byte.")  # fmt: skip
@@ -54,20 +54,30 @@ def _extrapolation(report: Report, rows: Sequence[Row]) -> None:
         return
     length = int(_float(rows[0].shape["length"]))
     report.heading("Past the length of training")
-    columns = ("positions", "in windows of training", "nats per token", "perplexity", "tokens")
+    columns = ("positions", "in windows of training", "nats per token", "perplexity", "tokens", "inside documents",
+               "the same, reset")  # fmt: skip
     report.table(columns, [
         dict(zip(columns, (f"{one.shape['first']:,} - {one.shape['last']:,}",
                            f"{_float(one.shape['first']) / length:g} - {_float(one.shape['last']) / length:g}",
                            _number(one, "loss", "{:.4f}"), _number(one, "perplexity", "{:.3g}"),
-                           _number(one, "predicted", "{:,}")), strict=True))
+                           _number(one, "predicted", "{:,}"), _number(one, "loss_carried", "{:.4f}"),
+                           _number(one, "loss_reset", "{:.4f}")), strict=True))
         for one in rows
-    ], note="Documents end to end, the state never reset.")  # fmt: skip
+    ], note=(
+        "Documents end to end, the state never reset. The last two columns are nats per token on the tokens that are "
+        "not the first of their document: so, and with the state reset at every document, as in training."
+    ))  # fmt: skip
     inside = [one for one in rows if _float(one.shape["last"]) <= length]
     beyond = [one for one in rows if _float(one.shape["first"]) >= length]
     if inside and beyond:
         change = _float(beyond[-1].values["loss"]) - _float(inside[-1].values["loss"])
         report.paragraph(f"From the last positions of a training window to the last of all the loss "
                          f"{'rises' if change > 0 else 'falls'} by {abs(change):.4f} nats per token.")  # fmt: skip
+    last = rows[-1].values
+    if last.get("loss_carried") is not None and last.get("loss_reset") is not None:
+        change = _float(last["loss_carried"]) - _float(last["loss_reset"])
+        report.paragraph(f"There, what lies before a document {'costs' if change > 0 else 'saves'} {abs(change):.4f} "
+                         "nats per token inside documents.")  # fmt: skip
 
 
 def _needles(report: Report, rows: Sequence[Row]) -> None:
@@ -81,7 +91,7 @@ def _needles(report: Report, rows: Sequence[Row]) -> None:
                            ", ".join(_number(one, name, "{:.0%}") for name in one.values if "depth" in name)),
                  strict=True))
         for one in rows
-    ], note="An answer is anything of the asked form; depth in quarters, from the beginning of the text.")  # fmt: skip
+    ], note="An answer is the first thing of the asked form; depth in quarters, from the beginning.")  # fmt: skip
 
 
 def _eviction(report: Report, rows: Sequence[Row], evictors: Sequence[Row]) -> None:

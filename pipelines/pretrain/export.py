@@ -3,17 +3,22 @@
     <output>/config.json, generation_config.json, model.safetensors      hugging_face.py
     <output>/tokenizer.json, tokenizer_config.json, README.md
 
-The folder gets its name when all of it is written and what was read back is equal to the bit, weights and logits; a
-killed export leaves a draft that the next one removes, and an older export as it was.
+The folder gets its name when all of it is written and what was read back is equal to the bit, weights and logits. An
+older export steps aside for it, two renames long, and is removed after them; a kill in between leaves it as
+.<output>.aside, which the next export puts back first. Drafts of killed exports go then, too.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Final
 
 import torch
+from safetensors import SafetensorError
 
 from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.language import archive
@@ -37,6 +42,9 @@ A language model of tsgdn2: {mixer}, {parameters:,} weights, a state of fixed si
     text = model.generate(**tokenizer("def main", return_tensors="pt"), max_new_tokens=40)
 """
 _PROBE = 48
+_OWN: Final = re.compile(
+    r"(generation_)?config\.json|tokenizer(_config)?\.json|README\.md|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
 
 
 def run(job: object) -> None:
@@ -67,26 +75,32 @@ def run(job: object) -> None:
 def write(model: LanguageModel, target: Path, tokenizer: Tokenizer | None = None) -> int:
     """Write a folder whole or not at all, over an older export; gives its bytes.
 
-    Errors: ConfigError where the target holds something else; CheckpointError where what was read back differs. OSError
-    of a full disk goes to the caller, and the draft with it.
+    Errors: ConfigError where the target holds something else; CheckpointError where what was read back differs; OSError
+    of a full disk. The draft goes with any of them.
     """
-    from transformers.utils import logging
+    from tsgdn2.pipelines.pretrain.hugging_face import MODEL_TYPE, LanguageModelForCausalLM  # says what is missing
 
-    from tsgdn2.pipelines.pretrain.hugging_face import LanguageModelForCausalLM
+    from transformers.utils import logging  # isort: skip
 
-    if target.exists() and not (target.is_dir() and ((target / "config.json").is_file() or not any(target.iterdir()))):
-        raise ConfigError(f"output: {target} holds something that is no export; name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
+    draft, aside = (target.with_name(f".{target.name}.{what}") for what in (f"{os.getpid()}.draft", "aside"))
+    _put_back(target, aside)
+    if target.exists() and not _replaceable(target, MODEL_TYPE):
+        raise ConfigError(f"output: {target} holds something that is no export; name another folder")
     for left in target.parent.glob(f".{target.name}.*.draft"):
         shutil.rmtree(left)
-    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
     end = None if tokenizer is None else tokenizer.end_of_document
     digest = "" if tokenizer is None else tokenizer.digest
     logging.disable_progress_bar()
     try:
         draft.mkdir()
         whole = LanguageModelForCausalLM.of(model, eos_token_id=end, pad_token_id=end, tokenizer_digest=digest)
-        whole.save_pretrained(draft)
+        try:
+            whole.save_pretrained(draft)
+        except SafetensorError as error:  # which is no OSError, a full disk's neither
+            raise OSError(
+                f"output: {draft} can not be written ({error}); free space, or name another folder"
+            ) from error
         if tokenizer is not None:
             tokenizer.save(draft)
         count = sum(p.numel() for p in model.parameters())
@@ -96,14 +110,39 @@ def write(model: LanguageModel, target: Path, tokenizer: Tokenizer | None = None
         check(model, draft)
         size = sum(file.stat().st_size for file in draft.iterdir())
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(aside)
         draft.rename(target)
     except BaseException:
+        _put_back(target, aside)
         shutil.rmtree(draft, ignore_errors=True)
         raise
     finally:
         logging.enable_progress_bar()
+    _put_back(target, aside)
     return size
+
+
+def _put_back(target: Path, aside: Path) -> None:
+    """Give an older export that stands aside its name again, or remove it where a newer one has the name."""
+    if aside.exists() and not target.exists():
+        aside.rename(target)
+    elif aside.exists():
+        shutil.rmtree(aside)
+
+
+def _replaceable(target: Path, model_type: str) -> bool:
+    """Whether a path is an empty folder, or an export of ours and nothing else."""
+    if not target.is_dir():
+        return False
+    files = list(target.iterdir())
+    if not files:
+        return True
+    try:
+        config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    ours = isinstance(config, dict) and config.get("model_type") == model_type
+    return ours and all(file.is_file() and _OWN.fullmatch(file.name) for file in files)
 
 
 @torch.no_grad()

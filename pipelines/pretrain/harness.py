@@ -8,21 +8,27 @@
 A document has nothing before it, so where the context is empty its first token is charged as one of V equally likely
 ones, as in evaluation/language/perplexity.py. Nothing is ever cut off on the left: there is no longest context. Prompts
 of one batch are packed, not padded; batch_size is the number of them that are read or decoded side by side.
+
+Generation knows until, max_gen_toks, do_sample, temperature, top_k, top_p and seed; without do_sample it is greedy.
+What else a task asks for (beams, penalties) is refused, because its score would be another task's.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.language.perplexity import WINDOW, losses, stream_losses
 from tsgdn2.evaluation.language.retrieval import answers
+from tsgdn2.language.generation import choose
 from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain.tokenizer import FILE, Tokenizer, load_tokenizer
 from tsgdn2.pipelines.pretrain.weights import device_of, located, opened
@@ -35,6 +41,9 @@ except ImportError as error:
     raise ConfigError("harness: needs the package lm-eval; install tsgdn2[harness]") from error
 
 Ints = NDArray[np.int64]
+
+_KNOWN: Final = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "seed")
+_NEUTRAL: Final = {"num_beams": 1, "repetition_penalty": 1.0, "min_p": 0.0}
 
 
 @register_model("tsgdn2")
@@ -113,13 +122,13 @@ class HarnessModel(TemplateLM):
         return made
 
     def _generated(self, requests: Sequence[Instance]) -> list[str]:
-        prompts, stops, rooms, heats = [], [], [], []
+        prompts, stops, rooms, choosers = [], [], [], []
         for one in requests:
             context, options = one.args
             until = options.get("until") or []
             stops.append([until] if isinstance(until, str) else list(until))
             rooms.append(int(options.get("max_gen_toks", self.max_gen_toks)))
-            heats.append(float(options.get("temperature", 0.0)) if options.get("do_sample", False) else 0.0)
+            choosers.append(_chooser(options, self.model.device))
             ids = self.tok_encode(context) or [self.eot_token_id]
             prompts.append(np.array(ids, np.int64))
 
@@ -128,7 +137,7 @@ class HarnessModel(TemplateLM):
             return any(stop and stop in text for stop in stops[row])
 
         made = answers(self.model, prompts, rooms=rooms, end=self.eot_token_id, window=self.window, halted=halted,
-                       temperatures=heats)  # fmt: skip
+                       choosers=choosers, vocabulary=self.text.vocabulary)  # fmt: skip
         return [_cut(self.text.decode(ids), own) for ids, own in zip(made, stops, strict=True)]
 
     def _loglikelihood_tokens(
@@ -173,6 +182,24 @@ class HarnessModel(TemplateLM):
             likelihood = -first - float(np.concatenate(nats)[own].sum())
             found[n] = likelihood, bool(contexts[n]) and bool(np.concatenate(greedy)[own].all())
         return found
+
+
+def _chooser(options: Mapping[str, Any], device: torch.device) -> Callable[[Tensor], Tensor]:
+    """How a request wants its tokens chosen; ConfigError for an option that is not known."""
+    unknown = {name: value for name, value in options.items() if name not in _KNOWN and value != _NEUTRAL.get(name)}
+    if unknown:
+        raise ConfigError(f"gen_kwargs: must be of {', '.join(_KNOWN)}, got {unknown}; leave them out, or the task")
+    heat = float(options.get("temperature", 1.0)) if options.get("do_sample", False) else 0.0
+    top_k, top_p, seed = (options.get(name) for name in ("top_k", "top_p", "seed"))
+    draws = None if seed is None else torch.Generator(device).manual_seed(int(seed))
+
+    def chosen(logits: Tensor) -> Tensor:
+        if heat and top_k:
+            least = logits.topk(min(int(top_k), logits.shape[-1]), -1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        return choose(logits, temperature=heat, top_p=1.0 if top_p is None else float(top_p), generator=draws)
+
+    return chosen
 
 
 def _cut(text: str, stops: Sequence[str]) -> str:

@@ -7,13 +7,15 @@
 The weights are LanguageModel's own under `model.`, so a round trip is equal to the bit. The cache that generate()
 carries is the state, whose size does not grow: `StateCache` holds it where the library expects keys and values. Padded
 tokens are never read, so a row in a batch is what it is alone; generate() wants them on the left. What needs a cache
-that can be cut back (assisted decoding) is refused.
+that can be cut back (assisted decoding) or the outputs of layers is refused. dtype=torch.bfloat16 rounds matrices and
+leaves decays and memories in float32 (mixers/contract.py).
 
 B rows, T tokens with padding, V vocabulary.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -21,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tsgdn2.errors import ConfigError
+from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.language.config import LanguageConfig
 from tsgdn2.language.model import LanguageModel, LanguageState
+from tsgdn2.mixers.contract import Exact, exact
 
 try:
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -33,6 +36,7 @@ except ImportError as error:
     raise ConfigError("hf: needs the package transformers; install tsgdn2[hf]") from error
 
 MODEL_TYPE: Final = "tsgdn2"
+_INSIDES: Final = ("output_hidden_states", "output_attentions")
 
 
 class LanguageModelConfig(PreTrainedConfig):
@@ -114,13 +118,33 @@ class LanguageModelForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = LanguageModelConfig
     base_model_prefix = "model"
     _is_stateful = True
+    supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
     _tied_weights_keys = {"model.head.weight": "model.embedding.weight"}  # noqa: RUF012
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__(config)
-        self.model = LanguageModel(config.shape)
+        wanted = torch.get_default_dtype()  # the library's way to say a dtype
+        torch.set_default_dtype(exact(wanted))
+        try:
+            self.model = LanguageModel(config.shape).to(wanted)
+        finally:
+            torch.set_default_dtype(wanted)
         self.post_init()
+        own = {f"{name}.{each}" for name, module in self.named_modules() if isinstance(module, Exact)
+               for each, _ in module.named_parameters(recurse=False)}  # fmt: skip
+        self._keep_in_fp32_modules_strict = {re.escape(name) for name in own}
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As the library's; CheckpointError where a weight is missing, because it would be left as it is drawn."""
+        made, found = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        missing = sorted([*found["missing_keys"], *(str(one) for one in found["mismatched_keys"])])
+        if missing:
+            raise CheckpointError(
+                f"model: the folder lacks the weights {missing[:4]}, {len(missing)} in all; export again"
+            )
+        return (made, found) if output_loading_info else made
 
     @classmethod
     def of(cls, model: LanguageModel, **kwargs: Any) -> LanguageModelForCausalLM:
@@ -134,36 +158,56 @@ class LanguageModelForCausalLM(PreTrainedModel, GenerationMixin):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, past_key_values: StateCache | None = None,
         labels: Tensor | None = None, use_cache: bool | None = None, logits_to_keep: int = 0,
-        token_type_ids: Tensor | None = None, **kwargs: Any,  # noqa: ARG002
-    ) -> CausalLMOutputWithPast:  # fmt: skip
+        num_items_in_batch: Tensor | int | None = None, return_dict: bool | None = None, **kwargs: Any,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:  # fmt: skip
         """Logits [B,T,V] for input_ids [B,T]; 0 where attention_mask is 0 (of the whole text, or of these tokens).
 
         labels [B,T]: scored against the logits before them, -100 is left out; loss is their mean in nats.
-        logits_to_keep: only the last so many positions.
+        num_items_in_batch: labels of all micro-batches of a step, which the sum is divided by in the place of its own.
+        logits_to_keep: only the last so many positions. return_dict: False is a tuple. Errors: ConfigError for outputs
+        of layers, which this model does not hand out.
         """
+        _no_insides({name: kwargs.get(name, getattr(self.config, name, False)) for name in _INSIDES})
         mask = _own_mask(input_ids, attention_mask)
-        lengths = mask.sum(1).tolist()
         state = None if past_key_values is None else past_key_values.state
-        h, after = self.model.hidden(input_ids[mask], self.model.documents(lengths, state), state)
-        whole = h.new_zeros(*input_ids.shape, h.shape[-1])
-        whole[mask] = h
-        logits = torch.as_tensor(self.model.head(whole[:, -logits_to_keep:] if logits_to_keep else whole))
+        logits, after = self._read(input_ids, mask, state, logits_to_keep)
         loss = None
         if labels is not None:
             if logits_to_keep:
                 raise ConfigError("logits_to_keep: must be 0 with labels, which need all logits")
             targets = labels[:, 1:].masked_fill(~(mask[:, 1:] & mask[:, :-1]), -100)
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+            how = "mean" if num_items_in_batch is None else "sum"
+            loss = cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction=how
+            )
+            loss = loss if num_items_in_batch is None else loss / num_items_in_batch
         if use_cache or (use_cache is None and not self.training):
             past_key_values = StateCache() if past_key_values is None else past_key_values
             past_key_values.state = after
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        made = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        asked = self.config.return_dict if return_dict is None else return_dict
+        return made if asked else made.to_tuple()
+
+    def _read(
+        self, input_ids: Tensor, mask: Tensor, state: LanguageState | None, keep: int
+    ) -> tuple[Tensor, LanguageState]:
+        if state is not None and input_ids.shape[1] == 1 and bool(mask.all()) and not torch.is_grad_enabled():
+            logits, after = self.model.step(input_ids[:, 0], state)
+            return logits[:, None], after
+        h, after = self.model.hidden(input_ids[mask], self.model.documents(mask.sum(1).tolist(), state), state)
+        whole = h.new_zeros(*input_ids.shape, h.shape[-1])
+        whole[mask] = h
+        return torch.as_tensor(self.model.head(whole[:, -keep:] if keep else whole)), after
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, past_key_values: StateCache | None = None, attention_mask: Tensor | None = None,
         use_cache: bool | None = None, **kwargs: Any,  # noqa: ARG002
     ) -> dict[str, Any]:  # fmt: skip
         """The tokens that the state has not read: all at first, then the newest."""
+        if not input_ids.shape[1] or (attention_mask is not None and not bool(attention_mask.any(1).all())):
+            raise ConfigError(
+                "input_ids: every prompt must hold at least one token; begin an empty one with the end token"
+            )
         if past_key_values is not None and past_key_values.state is not None:
             unread = _unread(input_ids, attention_mask, past_key_values.state)
             input_ids = input_ids[:, -unread:]
@@ -182,6 +226,7 @@ class LanguageModelForCausalLM(PreTrainedModel, GenerationMixin):
         **kwargs: Any,  # noqa: ARG002
     ) -> bool:
         """A state in the place of the library's own cache, whatever cache_implementation says."""
+        _no_insides({name: getattr(generation_config, name, False) for name in _INSIDES})
         if generation_config.use_cache is False:
             raise ConfigError("use_cache: must be true; the state is how this model generates")
         given = model_kwargs.get("past_key_values")
@@ -203,7 +248,22 @@ class LanguageModelForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.head
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: LanguageModel draws its own weights when it is made."""
+        """Nothing: LanguageModel draws its own weights when it is made, and from_pretrained() wants all of them."""
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """The core keeps the inputs of blocks alone, with torch's own function; no other way is taken."""
+        self.model.checkpointing = enable
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward."""
+        return self.model.checkpointing
+
+
+def _no_insides(asked: dict[str, Any]) -> None:
+    """ConfigError where a caller wants outputs of layers."""
+    for name in (name for name, wanted in asked.items() if wanted):
+        raise ConfigError(f"{name}: must be false; take the blocks of model.model for what is inside")
 
 
 def _own_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

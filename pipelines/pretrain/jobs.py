@@ -15,7 +15,24 @@ from tsgdn2.language.config import LanguageConfig
 from tsgdn2.pipelines.options import Job, at_least_one
 from tsgdn2.pipelines.pretrain.options import ClusterOptions, TrainingOptions
 
-__all__ = ["PRETRAIN", "ClusterOptions", "Compare", "Evaluate", "Export", "Prepare", "Pretrain", "TrainingOptions"]
+Strings = tuple[str, ...] | str
+Integers = tuple[int, ...] | int
+"""Several values, such as `[a, b]`, or a bare one; the job holds a tuple in either case."""
+
+__all__ = ["PRETRAIN", "ClusterOptions", "Compare", "Evaluate", "Export", "Prepare", "Pretrain",
+           "TrainingOptions", "several"]  # fmt: skip
+
+
+def several(value: Integers) -> tuple[int, ...]:
+    """Several whole numbers, or the one."""
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _settle(job: Job, *names: str) -> None:
+    """Make a tuple of every bare value among the fields of these names."""
+    for name in names:
+        value = getattr(job, name)
+        object.__setattr__(job, name, (value,) if isinstance(value, str | int) else tuple(value))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +41,10 @@ class Prepare(Job):
 
     output: Path | None = None
     """Folder of tokenizer and shards; by default `tokens` in `runs`, so that the same command goes on."""
-    text: tuple[str, ...] = ("stdlib",)
-    """Where text comes from, in this order: Parquet (files, folders, patterns, hf://datasets/..), text files or folders
-    of them, `stdlib`, the sources of Python's standard library, or `stdlib-docs`, its documentation strings alone."""
+    text: Strings = ("stdlib",)
+    """Where text comes from, one or several as `[a, b]`, in this order: Parquet (files, folders, patterns,
+    hf://datasets/..), files of text, folders or patterns of them, `stdlib`, the sources of Python's standard library,
+    or `stdlib-docs`, its documentation strings alone."""
     column: str = "text"
     """Parquet: the column of text."""
     documents: int | None = None
@@ -35,6 +53,8 @@ class Prepare(Job):
     """Stop with the document that brings the text to so many bytes of UTF-8; None reads all."""
     tokenizer: str = "bytes"
     """bytes (257 ids, no dependency), bpe (trained on the first documents), or the path of a tokenizer.json."""
+    end: str | None = None
+    """tokenizer.json: the token that ends a document; None takes its own eos_token, or looks for a usual one."""
     vocabulary: int = 32_000
     """bpe: size of the vocabulary, the end of a document among it."""
     tokenizer_documents: int = 100_000
@@ -47,6 +67,7 @@ class Prepare(Job):
 
     def __post_init__(self) -> None:
         """Check the bounds."""
+        _settle(self, "text")
         at_least_one(documents=1 if self.documents is None else self.documents, vocabulary=self.vocabulary,
                      text_bytes=1 if self.text_bytes is None else self.text_bytes,
                      tokenizer_documents=self.tokenizer_documents, shard_tokens=self.shard_tokens)  # fmt: skip
@@ -54,6 +75,8 @@ class Prepare(Job):
             raise ConfigError(f"validation_every: must be at least 2, got {self.validation_every}")
         if not self.text:
             raise ConfigError("text: must hold at least one source, got none; `stdlib` is on any machine")
+        if self.end is not None and self.tokenizer in ("bytes", "bpe"):
+            raise ConfigError(f"end: is for a tokenizer.json, got {self.end!r} with {self.tokenizer}; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +127,10 @@ class Evaluate(Job):
     """The longest streams of the extrapolation, in training windows."""
     streams: int = 8
     """Streams of the extrapolation; 0 leaves it out."""
-    needles: tuple[str, ...] = ("s-niah-1", "s-niah-2", "s-niah-3", "mk-niah-1")
-    """Needle tasks; none skips them."""
-    needle_lengths: tuple[int, ...] = (1_024, 2_048, 4_096, 8_192)
-    """Tokens of a needle's prompt and answer together."""
+    needles: Strings = ("s-niah-1", "s-niah-2", "s-niah-3", "mk-niah-1")
+    """Needle tasks, one or several as `[a, b]`; `[]` skips them."""
+    needle_lengths: Integers = (1_024, 2_048, 4_096, 8_192)
+    """Tokens of a needle's prompt and answer together, one or several as `[a, b]`."""
     needle_samples: int = 100
     """Samples of each needle task and length."""
     audit_tokens: int = 512
@@ -121,6 +144,7 @@ class Evaluate(Job):
 
     def __post_init__(self) -> None:
         """Check the bounds."""
+        _settle(self, "needles", "needle_lengths")
         at_least_one(
             window=self.window, documents=1 if self.documents is None else self.documents, factor=self.factor,
             length=1 if self.length is None else self.length, needle_samples=self.needle_samples,
@@ -129,8 +153,9 @@ class Evaluate(Job):
         for name in ("trigram_bytes", "streams", "audit_tokens"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name}: must be at least 0, got {getattr(self, name)}")
-        if self.needles and (not self.needle_lengths or min(self.needle_lengths) < 1):
-            raise ConfigError(f"needle_lengths: must hold lengths above 0, got {list(self.needle_lengths)}")
+        lengths = several(self.needle_lengths)
+        if self.needles and (not lengths or min(lengths) < 1):
+            raise ConfigError(f"needle_lengths: must hold lengths above 0, got {list(lengths)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +178,10 @@ class Compare(Job):
     """Folder that `pretrain prepare` wrote."""
     recipe: str = "tiny"
     """Configuration of the package, or a YAML file."""
-    mixers: tuple[str, ...] = ("gdn2", "kda", "gdn")
-    """Mixers in place of the configuration's own; all else is equal."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Seeds of weights and of the order of the data."""
+    mixers: Strings = ("gdn2", "kda", "gdn")
+    """One or several, as `[a, b]`, in place of the configuration's own; all else is equal."""
+    seeds: Integers = (0, 1, 2)
+    """One or several, as `[a, b]`: seeds of weights and of the order of the data."""
     steps: int | None = None
     """Steps of each run; None is the configuration's."""
     output: Path | None = None
@@ -166,6 +191,7 @@ class Compare(Job):
 
     def __post_init__(self) -> None:
         """Check the bounds."""
+        _settle(self, "mixers", "seeds")
         at_least_one(steps=1 if self.steps is None else self.steps)
         for name in ("mixers", "seeds"):
             if not getattr(self, name):

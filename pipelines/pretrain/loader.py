@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -50,7 +51,7 @@ class TokenLoader:
 
     def __init__(
         self, shards: TokenShards, *, length: int, windows: int, seed: int = 0, rank: int = 0, ranks: int = 1,
-        epochs: int | None = None, shuffle: bool = True,
+        epochs: int | None = None,
     ) -> None:  # fmt: skip
         """Look at shards in windows.
 
@@ -64,7 +65,6 @@ class TokenLoader:
             epochs: End after so many; None goes on for ever. The last batch may be smaller, and a rank that has no
                 window left for it gets the batch's first one with nothing counted, so that all ranks make the same
                 number of steps.
-            shuffle: False takes the windows in order.
 
         Raises:
             ConfigError: A bound is broken, or the stream is empty.
@@ -77,7 +77,7 @@ class TokenLoader:
         if shards.tokens == 0:
             raise ConfigError(f"shards: {shards.folder} holds no token; prepare it from more text")
         self.shards, self.length, self.windows = shards, length, windows
-        self.seed, self.rank, self.ranks, self.epochs, self.shuffle = seed, rank, ranks, epochs, shuffle
+        self.seed, self.rank, self.ranks, self.epochs = seed, rank, ranks, epochs
         self.epoch_windows = -(-shards.tokens // length)
         """Windows W of an epoch."""
         self._position = 0
@@ -94,14 +94,30 @@ class TokenLoader:
             raise TypeError("epochs: this loader is endless and has no length; give epochs")
         return -(-self.epochs * self.epoch_windows // (self.windows * self.ranks))
 
+    @cached_property
+    def identity(self) -> int:
+        """48 bits that stand for the order of the windows: corpus, length of a window, seed; ranks do not matter."""
+        order = f"{self.shards.manifest.to_json()}\0{self.length}\0{self.seed}"
+        return int.from_bytes(hashlib.sha256(order.encode()).digest()[:6], "big")
+
     def state_dict(self) -> dict[str, int]:
-        """Where all ranks together are: epoch, and position of the next window in it; the same on every rank."""
+        """Where all ranks together are: epoch, position of the next window in it, `identity`; equal on every rank."""
         epoch, position = divmod(self._position, self.epoch_windows)
-        return {"epoch": epoch, "position": position}
+        return {"epoch": epoch, "position": position, "identity": self.identity}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on at a state in O(1), of a loader with other ranks or windows too; ConfigError for one that is none."""
+        """Go on at a state in O(1), of a loader with other ranks or windows too.
+
+        Errors: ConfigError for a place that this stream does not have, or a state of another corpus, length or seed; a
+        state without `identity` is an older one and is believed.
+        """
         epoch, position = int(state["epoch"]), int(state["position"])
+        if state.get("identity", self.identity) != self.identity:
+            raise ConfigError(
+                f"state: it belongs to another corpus, length of window or seed than this loader's "
+                f"{self.shards.folder}, {self.length} and {self.seed} (identity {state['identity']:012x}, here "
+                f"{self.identity:012x}); give those that it was made with, or begin anew"
+            )
         if epoch < 0 or not 0 <= position < self.epoch_windows:
             raise ConfigError(
                 f"state: position must be within 0 .. {self.epoch_windows - 1}, got {dict(state)}; it belongs to "
@@ -111,8 +127,6 @@ class TokenLoader:
 
     def window_at(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Numbers of the windows [n] at positions [n] of an epoch."""
-        if not self.shuffle:
-            return positions
         if self._keys[0] != epoch:
             self._keys = (epoch, round_keys(self.seed, epoch))
         return permute(positions, self.epoch_windows, self._keys[1])

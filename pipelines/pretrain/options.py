@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tsgdn2.errors import ConfigError
+from tsgdn2.language.config import require
 from tsgdn2.pipelines.options import at_least_one
 
 
@@ -46,8 +46,8 @@ class TrainingOptions:
     seed: int = 0
     """Seed of the weights and of the order of the windows."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: products of matrices under autocast; weights, optimiser, decays and states stay in float32. For GPUs;
-    the scan on a CPU computes in float32."""
+    """bfloat16: products of matrices and tokens of the scan under autocast; weights, optimiser, decays and states stay
+    in float32. For GPUs: a CPU gains nothing by it."""
     checkpointing: bool = False
     """Keep a block's input alone for the backward and compute the block again there: less memory, a third more time."""
     compile: bool = False
@@ -69,17 +69,17 @@ class TrainingOptions:
             tokens=self.tokens, step_tokens=self.step_tokens, micro_windows=self.micro_windows,
             checkpoint_every=self.checkpoint_every, keep=self.keep, log_every=self.log_every,
         )  # fmt: skip
-        _require("length", self.length, "at least 2 tokens", self.length >= 2)
-        _require(
+        require("length", self.length, "at least 2 tokens", self.length >= 2)
+        require(
             "step_tokens", self.step_tokens, f"a multiple of length {self.length}", self.step_tokens % self.length == 0
         )
-        _require("peak", self.peak, "above 0", self.peak > 0)
-        _require("floor", self.floor, f"from 0 to the peak {self.peak}", 0 <= self.floor <= self.peak)
-        _require("warmup_tokens", self.warmup_tokens, "at least 0", self.warmup_tokens >= 0)
+        require("peak", self.peak, "above 0", self.peak > 0)
+        require("floor", self.floor, f"from 0 to the peak {self.peak}", 0 <= self.floor <= self.peak)
+        require("warmup_tokens", self.warmup_tokens, "at least 0", self.warmup_tokens >= 0)
         for name in ("beta1", "beta2"):
-            _require(name, getattr(self, name), "in [0, 1)", 0 <= getattr(self, name) < 1)
+            require(name, getattr(self, name), "in [0, 1)", 0 <= getattr(self, name) < 1)
         for name in ("weight_decay", "clip", "skips", "seed", "validate_every", "validation_windows"):
-            _require(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
+            require(name, getattr(self, name), "at least 0", getattr(self, name) >= 0)
 
     @property
     def steps(self) -> int:
@@ -100,15 +100,16 @@ class ClusterOptions:
     """Devices; under torchrun the number that it started."""
     strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
     """auto: one device, or fsdp over several GPUs, ddp over several processes on CPUs. fsdp shards weights, gradients
-    and optimiser; ddp keeps a copy on each device."""
+    and optimiser; ddp keeps a copy on each device. single is for one device alone."""
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: cuda where there is one."""
     memory_gib: float | None = None
     """Memory of a device in GiB; None asks the device that is here."""
     reserve: float = 0.1
     """Share of a device's memory that is left for the runtime, buffers of communication and fragments."""
-    teraflops: float = 989.0
-    """Peak of a device in 1e12 operations per second at the training's precision; 989 is an H100's in bfloat16."""
+    teraflops: float | None = None
+    """Peak of a device in 1e12 operations per second at the training's precision, without sparsity; None: that of
+    bfloat16 for a device whose name is known. MFU is told where the peak is known alone."""
     mfu: float = 0.4
     """Share of the peak that the training is assumed to reach."""
     price: float = 0.0
@@ -121,14 +122,7 @@ class ClusterOptions:
         at_least_one(devices=self.devices, document_tokens=self.document_tokens)
         for name in ("teraflops", "memory_gib"):
             value = getattr(self, name)
-            _require(f"cluster.{name}", value, "above 0", value is None or value > 0)
-        _require("cluster.mfu", self.mfu, "in (0, 1]", 0 < self.mfu <= 1)
-        _require("cluster.reserve", self.reserve, "in [0, 1)", 0 <= self.reserve < 1)
-        _require("cluster.price", self.price, "at least 0", self.price >= 0)
-        _require("cluster.strategy", self.strategy, "auto or single for one device",
-                 self.devices > 1 or self.strategy in ("auto", "single"))  # fmt: skip
-
-
-def _require(name: str, value: object, allowed: str, ok: bool) -> None:
-    if not ok:
-        raise ConfigError(f"{name}: must be {allowed}, got {value!r}")
+            require(f"cluster.{name}", value, "above 0", value is None or value > 0)
+        require("cluster.mfu", self.mfu, "in (0, 1]", 0 < self.mfu <= 1)
+        require("cluster.reserve", self.reserve, "in [0, 1)", 0 <= self.reserve < 1)
+        require("cluster.price", self.price, "at least 0", self.price >= 0)

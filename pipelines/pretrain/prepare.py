@@ -3,6 +3,7 @@
     <output>/tokenizer.json, tokenizer_config.json
     <output>/train/, <output>/validation/        as datasets/tokens.py reads them
     <output>/prepare.json                        the settings; the same command goes on, another one is refused
+                                                 and whether tokens lose text, as prepared.py reads it
 
     held out      a document whose keyed hash of its text is 0 modulo `validation_every`
 
@@ -14,7 +15,6 @@ made into tokens again only where they belong to one.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -25,15 +25,15 @@ from filelock import FileLock, Timeout
 
 from tsgdn2.datasets.text import Corpus
 from tsgdn2.datasets.token_writer import TokenWriter
-from tsgdn2.datasets.tokens import DRAFT, TokenShards, write_whole
+from tsgdn2.datasets.tokens import DRAFT, TokenShards
 from tsgdn2.errors import ConfigError
 from tsgdn2.pipelines.pretrain.jobs import Prepare
+from tsgdn2.pipelines.pretrain.prepared import SETTINGS, TEXT_LOST, Loss, read_settings, write_settings
 from tsgdn2.pipelines.pretrain.tokenizer import FILE, ByteTokenizer, PairTokenizer, Tokenizer, load_tokenizer
 from tsgdn2.pipelines.screen import Phase, Screen
 
 TRAIN: Final = "train"
 VALIDATION: Final = "validation"
-SETTINGS: Final = "prepare.json"
 _BATCH_BYTES: Final = 4 * 2**20
 _BATCH_DOCUMENTS: Final = 4_096
 _SMALLEST_SHARD: Final = 4_096
@@ -109,6 +109,7 @@ def prepare(job: Prepare, folder: Path, screen: Screen) -> None:
         tokenizer = _tokenizer(job, folder)
     if not tokenizer.exact:
         screen.say("The tokenizer changes some texts (spaces or accents): decoded text may differ from what was read.")
+    loss = Loss(folder / SETTINGS)
     writers = {part: _writer(job, tokenizer, folder / part) for part in (TRAIN, VALIDATION)}
     if all(writer.complete for writer in writers.values()):
         screen.say(f"{folder} is complete already")
@@ -116,13 +117,16 @@ def prepare(job: Prepare, folder: Path, screen: Screen) -> None:
         with screen.phase("tokens", total=1000) as phase:
             pace = Pace(phase, screen)
             try:
-                _write(job, corpus, tokenizer, writers, pace)
+                _write(job, corpus, tokenizer, writers, pace, loss)
             finally:
                 for writer in writers.values():
                     writer.abandon()
         screen.say(f"{pace.tokens:,} tokens made at {pace.per_second:,.0f} tokens/s")
         for reason, count in corpus.skipped.items():
             screen.say(f"passed over: {count:,} documents ({reason})")
+    loss.finish()
+    if loss.known:
+        screen.say("The tokenizer loses text: bits per byte will be left out; `--tokenizer bytes` or `bpe` lose none.")
     _report(folder, screen)
 
 
@@ -141,19 +145,17 @@ def _report(folder: Path, screen: Screen) -> None:
 
 def _settle(job: Prepare, corpus: Corpus, folder: Path) -> None:
     """Write the settings, or compare them with those that the folder was begun with."""
-    names = ("text", "column", "documents", "text_bytes", "tokenizer", "vocabulary", "tokenizer_documents",
+    names = ("text", "column", "documents", "text_bytes", "tokenizer", "end", "vocabulary", "tokenizer_documents",
              "validation_every", "shard_tokens")  # fmt: skip
     settings = {name: getattr(job, name) for name in names} | {"text files": corpus.fingerprint}
     settings["text"] = list(job.text)
     path = folder / SETTINGS
     if not path.is_file():
-        write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
+        # Pairs and bytes that are made here lose nothing; of a loaded tokenizer it is not known yet.
+        write_settings(path, settings | {TEXT_LOST: None if _loaded(job) else False})
         return
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in settings if known.get(name) != settings[name]]
-    except (ValueError, AttributeError):
-        changed = ["all of them"]
+    known = read_settings(path)
+    changed = [name for name in settings if known.get(name) != settings[name]] if known else ["all of them"]
     if changed:
         reason = f"{folder} was begun with other settings ({', '.join(changed)})"
         raise ConfigError(f"output: {reason}; use those of its {SETTINGS}, name another folder, or remove this one")
@@ -167,9 +169,13 @@ def _tokenizer(job: Prepare, folder: Path) -> Tokenizer:
     elif job.tokenizer == "bpe":
         tokenizer = PairTokenizer.train(_learnt(job), job.vocabulary)
     else:
-        tokenizer = load_tokenizer(Path(job.tokenizer))
+        tokenizer = load_tokenizer(Path(job.tokenizer), job.end)
     tokenizer.save(folder)
     return tokenizer
+
+
+def _loaded(job: Prepare) -> bool:
+    return job.tokenizer not in ("bytes", "bpe")
 
 
 def _learnt(job: Prepare) -> Iterator[str]:
@@ -217,7 +223,8 @@ def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
-def _write(job: Prepare, corpus: Corpus, tokenizer: Tokenizer, writers: dict[str, TokenWriter], pace: Pace) -> None:
+def _write(job: Prepare, corpus: Corpus, tokenizer: Tokenizer, writers: dict[str, TokenWriter], pace: Pace,
+           loss: Loss) -> None:  # fmt: skip
     open_ones = [writer for writer in writers.values() if not writer.complete]
     resumes = [writer.resume for writer in open_ones]
     known = [resume for resume in resumes if resume is not None]
@@ -226,6 +233,7 @@ def _write(job: Prepare, corpus: Corpus, tokenizer: Tokenizer, writers: dict[str
     for batch in _batches(_items(job, corpus, start)):
         wanted = [item for item in batch if writers[item.part].wants(item.cursor)]
         made = tokenizer.encode_many([item.text for item in wanted])
+        loss.look(tokenizer, [item.text for item in wanted], made)
         for item, tokens in zip(wanted, made, strict=True):
             writers[item.part].append(tokens, text_bytes=item.size, cursor=item.cursor)
         pace.move(sum(len(tokens) + 1 for tokens in made), _share(job, corpus, batch[-1].cursor))

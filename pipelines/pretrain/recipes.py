@@ -5,18 +5,15 @@ A name counts where no file of that name is there; what a YAML file may say is w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tsgdn2.errors import ConfigError
-from tsgdn2.language.config import LanguageConfig
 from tsgdn2.pipelines.pretrain.jobs import Pretrain
-from tsgdn2.pipelines.pretrain.options import ClusterOptions, TrainingOptions
 
 FOLDER: Final = Path(__file__).resolve().parent / "configs"
-_PARTS: Final = {"model": LanguageConfig, "training": TrainingOptions, "cluster": ClusterOptions}
 
 
 def names() -> list[str]:
@@ -46,33 +43,23 @@ def named(arguments: Sequence[str]) -> list[str]:
 
 
 def recipe(name: str, data: Path, **changes: object) -> Pretrain:
-    """The job of a configuration; changes: fields of Pretrain in place of the file's.
+    """The job of a configuration, read as the command reads it; changes: fields of Pretrain in place of the file's.
 
     Raises:
-        ConfigError: There is no such configuration, or it has a field that this version does not know.
+        ConfigError: There is no such configuration, or it has an unknown field, a wrong value, or lacks one.
     """
-    import yaml  # type: ignore[import-untyped]
+    from jsonargparse import ArgumentError, ArgumentParser
 
     path = located(name)
+    own = ArgumentParser(exit_on_error=False)
+    own.add_argument("--config", action="config")
+    own.add_class_arguments(Pretrain)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: {path} is no YAML file ({error}); mend it") from error
-    if not isinstance(raw, Mapping) or "model" not in raw:
-        raise ConfigError(f"config: {path} must map `model` to the fields of a network, got {type(raw).__name__}")
-    _known(path, "", raw, Pretrain)
-    values: dict[str, Any] = {"data": data}
-    for field, value in raw.items():
-        if field not in _PARTS:
-            values[field] = Path(value) if field in ("data", "runs", "output") and value is not None else value
-            continue
-        _known(path, f"{field}.", value, _PARTS[field])
-        values[field] = _PARTS[field](**value)
+        made = own.instantiate(own.parse_args([f"--config={path}", f"--data={data}"]))
+    except (ArgumentError, TypeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"config: {path} must map `model` and other options of a training to their fields ({error}); mend it, "
+            "`tsgdn2 pretrain run --help` lists them"
+        ) from error
+    values = {field.name: made[field.name] for field in fields(Pretrain)}
     return Pretrain(**(values | changes))
-
-
-def _known(path: Path, prefix: str, raw: Mapping[str, object], kind: type) -> None:
-    unknown = sorted(set(raw) - {field.name for field in fields(kind)})
-    if unknown:
-        raise ConfigError(f"config: {path} has unknown fields {[prefix + name for name in unknown]}; "
-                          f"allowed are {', '.join(field.name for field in fields(kind))}")  # fmt: skip

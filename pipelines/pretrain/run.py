@@ -5,8 +5,8 @@
     <output>/settings.json             what was asked for
     <output>/result.json               the figures at the end; its presence says that the training is done
 
-The estimate comes first and refuses what can not fit. Under torchrun every rank runs this file; rank 0 alone writes and
-speaks. Two trainings can not share an output: the second one is refused.
+The estimate comes first and refuses what can not fit. Under torchrun every rank runs this file; rank 0 alone weighs,
+reads the checkpoint, writes and speaks. Two trainings can not share an output: the second one is refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -24,7 +24,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from tsgdn2.datasets.tokens import TokenShards
-from tsgdn2.errors import ConfigError
+from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain import strategy
 from tsgdn2.pipelines.pretrain.checkpoints import CHECKPOINTS, Checkpoints, Reading, Saved, random_states
@@ -33,7 +33,7 @@ from tsgdn2.pipelines.pretrain.jobs import Pretrain
 from tsgdn2.pipelines.pretrain.loader import TokenLoader
 from tsgdn2.pipelines.pretrain.options import TrainingOptions
 from tsgdn2.pipelines.pretrain.prepare import TRAIN, VALIDATION
-from tsgdn2.pipelines.pretrain.telemetry import CURVE, Telemetry
+from tsgdn2.pipelines.pretrain.telemetry import CURVE, Telemetry, read_curve
 from tsgdn2.pipelines.pretrain.training import Pretraining, Progress, Steps
 from tsgdn2.pipelines.pretrain.validation import Score, Validation
 from tsgdn2.pipelines.runs import Run
@@ -56,9 +56,9 @@ class Trained:
     skipped: int
     """Steps left out."""
     loss: float | None
-    """Mean nats per counted token of the last step; None where no step was made in this process."""
+    """Mean nats per counted token of the last step; None where the curve has lost its row."""
     validation: Score | None
-    """The held-out windows at the end."""
+    """The held-out windows at the end; None where there are none."""
     seconds: float
     """Of training in this process, wall clock."""
 
@@ -69,7 +69,8 @@ def run(job: Pretrain) -> None:
     screen = Screen(job.quiet or world.rank > 0)
     if world.ranks > 1 and not job.dry_run:
         job = replace(job, cluster=replace(job.cluster, devices=world.ranks))
-    weighed = weigh(job, world)
+        strategy.join(world, job.cluster)
+    weighed = strategy.from_first(lambda: weigh(job, world))
     if world.rank == 0:
         screen.table("Before the run", ["what", "estimate"], weighed.rows())
     weighed.require()
@@ -89,8 +90,9 @@ def weigh(job: Pretrain, world: strategy.World) -> Estimate:
         shards = TokenShards(job.data / TRAIN)
         mean = shards.tokens / max(1, shards.documents)
     memory = None if described else device_memory(accelerator, world.local_ranks)
+    device = torch.cuda.get_device_name() if accelerator == "cuda" and not described else None
     return estimate(job.model, job.training, cluster, kind=strategy.kind_of(cluster, accelerator), memory=memory,
-                    document_tokens=mean)  # fmt: skip
+                    document_tokens=mean, device=device)  # fmt: skip
 
 
 def train(job: Pretrain, world: strategy.World, screen: Screen, weighed: Estimate) -> Trained:
@@ -124,7 +126,7 @@ def train(job: Pretrain, world: strategy.World, screen: Screen, weighed: Estimat
             write_settings(job, folder)
             telemetry = Telemetry(
                 folder, record, screen, job.training, operations=weighed.operations, done=progress.step,
-                peak=job.cluster.teraflops * 1e12 * job.cluster.devices,
+                peak=weighed.peak * weighed.devices if weighed.peak_known else None,
             )  # fmt: skip
             stack.callback(telemetry.close)
         phase = stack.enter_context(screen.phase("training", total=len(module.steps)))
@@ -139,6 +141,8 @@ def train(job: Pretrain, world: strategy.World, screen: Screen, weighed: Estimat
             loss=module.result.loss if module.result else None, validation=keeper.score,
             seconds=time.perf_counter() - began,
         )  # fmt: skip
+        if world.rank == 0 and module.result is None:  # killed behind its last checkpoint, before the result
+            done = _ended(folder, done)
         if world.rank == 0:
             if len(module.steps) or not (folder / RESULT).exists():
                 replace_file(folder / RESULT, json.dumps(asdict(done), indent=1) + "\n")
@@ -173,8 +177,12 @@ class Keeper(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the checkpoint back, once weights and optimiser are where they belong."""
+        module = cast(Pretraining, pl_module)
+        told = strategy.gathered((module.progress, module.loader_state))
+        if any(one != told[0] for one in told):
+            raise CheckpointError(f"output: the ranks are not at the same place of the training ({told}); start it again")
         if self.found is not None:
-            self.found.into(cast(Pretraining, pl_module).model, trainer.optimizers[0])
+            self.found.into(module.model, trainer.optimizers[0])
             self.found = None  # its host memory is free again
         if self.telemetry is not None:
             self.telemetry.resumed_clock()
@@ -202,14 +210,24 @@ class Keeper(pl.Callback):
         self.phase.advance()
 
 
+def _ended(folder: Path, done: Trained) -> Trained:
+    """The figures of a training that another process brought to its end, from its curve."""
+    rows = [row for row in read_curve(folder) if row["step"] == done.step]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    scores = [row for row in rows if "validation_nats" in row]
+    names = [one.name for one in fields(Score)]
+    score = Score(**{name: scores[-1][f"validation_{name}"] for name in names}) if scores else None  # type: ignore[arg-type]
+    return replace(done, loss=losses[-1] if losses else None, validation=score)
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
 def _shards(job: Pretrain) -> tuple[TokenShards, TokenShards | None]:
     """Both parts of the data; ConfigError where the model has no number for one of their tokens."""
-    shards = TokenShards(job.data / TRAIN)
-    held_out = TokenShards(job.data / VALIDATION) if (job.data / VALIDATION).is_dir() else None
+    shards = TokenShards(job.data / TRAIN, verify="use")
+    held_out = TokenShards(job.data / VALIDATION, verify="use") if (job.data / VALIDATION).is_dir() else None
     if shards.vocabulary > job.model.vocabulary:
         raise ConfigError(
             f"model.vocabulary: must be at least the {shards.vocabulary} ids of {job.data}, got "

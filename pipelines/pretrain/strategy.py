@@ -6,21 +6,24 @@ FSDP2 shards every block and the rest of the model (embedding, norm and head are
 after each micro-batch, so that no device ever holds all of them. Weights stay in float32 there: bfloat16 is autocast
 around the loss, and neither FSDP2's `param_dtype` nor Lightning's "bf16-true", which would round A_log, dt_bias and
 norms as well. The price is all-gathers of twice the bytes. Nothing is started from inside: without torchrun there is
-one rank.
+one rank. Ranks meet before Lightning would have them meet: what rank 0 reads or weighs is broadcast, and a node needs
+no disk of the others.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import re
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -31,11 +34,17 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from tsgdn2.block import Block
-from tsgdn2.errors import ConfigError
+from tsgdn2.errors import ConfigError, TsgdnError
 from tsgdn2.language.model import LanguageModel, LanguageState
 from tsgdn2.pipelines.pretrain.options import ClusterOptions
 
 Kind = Literal["single", "ddp", "fsdp"]
+T = TypeVar("T")
+
+PEAKS: Final = {"A100": 312.0, "H100": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H200": 989.0, "B200": 2250.0,
+                "L40S": 362.0}  # fmt: skip
+"""Teraflops in bfloat16 without sparsity, by words of a device's name (the makers' data sheets)."""
+_BACKENDS: Final = {"cuda": "nccl", "cpu": "gloo"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,7 @@ class World:
 
     rank: int = 0
     ranks: int = 1
+    local_rank: int = 0
     local_ranks: int = 1
     """Ranks on this machine."""
 
@@ -53,7 +63,52 @@ class World:
         given = os.environ
         if "TORCHELASTIC_RUN_ID" not in given:
             return cls()
-        return cls(rank=int(given["RANK"]), ranks=int(given["WORLD_SIZE"]), local_ranks=int(given["LOCAL_WORLD_SIZE"]))
+        return cls(rank=int(given["RANK"]), ranks=int(given["WORLD_SIZE"]), local_rank=int(given["LOCAL_RANK"]),
+                   local_ranks=int(given["LOCAL_WORLD_SIZE"]))  # fmt: skip
+
+
+def join(world: World, cluster: ClusterOptions) -> None:
+    """Meet the other ranks; Lightning takes the group that is there. Nothing to do for one rank."""
+    if world.ranks == 1 or distributed.is_initialized():
+        return
+    accelerator = accelerator_of(cluster)
+    device = torch.device("cuda", world.local_rank) if accelerator == "cuda" else None
+    if device is not None:
+        torch.cuda.set_device(device)
+    distributed.init_process_group(_BACKENDS[accelerator], device_id=device, timeout=distributed.default_pg_timeout)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """This process among the ranks that have met."""
+    return distributed.get_rank() if ranks() > 1 else 0
+
+
+def ranks() -> int:
+    """Ranks that have met."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank; an error of ours too, so that no rank waits for one that gave up."""
+    if ranks() == 1:
+        return make()
+    told: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            told[0] = make()
+        except TsgdnError as error:
+            told[1] = error
+    distributed.broadcast_object_list(told)
+    if told[1] is not None:
+        raise told[1]
+    made: T = told[0]
+    return made
 
 
 def accelerator_of(cluster: ClusterOptions) -> Literal["cpu", "cuda"]:
@@ -64,9 +119,27 @@ def accelerator_of(cluster: ClusterOptions) -> Literal["cpu", "cuda"]:
     return "cuda" if there and cluster.accelerator != "cpu" else "cpu"
 
 
+def peak_of(cluster: ClusterOptions, precision: str, name: str | None = None) -> float | None:
+    """Operations per second of a device at a precision: what the options say, or the data sheet of a device of this
+    name; None where neither is known."""
+    if cluster.teraflops is not None:
+        return cluster.teraflops * 1e12
+    words = set(re.split(r"[^A-Za-z0-9]+", name or ""))
+    known = [key for key in PEAKS if set(key.split()) <= words]
+    if not known or precision != "bfloat16" or "MIG" in words:
+        return None
+    return PEAKS[max(known, key=len)] * 1e12
+
+
 def kind_of(cluster: ClusterOptions, accelerator: str) -> Kind:
-    """What `auto` means for these devices."""
+    """What `auto` means for these devices; ConfigError for a strategy that is none for so many."""
     if cluster.strategy != "auto":
+        if (cluster.strategy == "single") != (cluster.devices == 1):
+            allowed = "auto or single for one device" if cluster.devices == 1 else "auto, ddp or fsdp for several"
+            raise ConfigError(
+                f"cluster.strategy: must be {allowed}, got {cluster.strategy!r} for {cluster.devices}; leave it auto, "
+                "or start the job with torchrun, which says how many there are"
+            )
         return cluster.strategy
     if cluster.devices == 1:
         return "single"
@@ -97,7 +170,7 @@ def trainer(cluster: ClusterOptions, world: World, callbacks: Sequence[pl.Callba
 
 
 def _strategy(kind: Kind, accelerator: str, world: World) -> Strategy:
-    backend = "nccl" if accelerator == "cuda" else "gloo"
+    backend = _BACKENDS[accelerator]
     if kind == "single":
         return SingleDeviceStrategy(torch.device(accelerator, 0) if accelerator == "cuda" else torch.device("cpu"))
     if kind == "ddp":
@@ -129,14 +202,13 @@ def shard(model: LanguageModel, mesh: DeviceMesh) -> None:
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    for name in ("loss", "hidden"):
-        register_fsdp_forward_method(model, name)
+    register_fsdp_forward_method(model, "loss")
     model.__dict__["initial_state"] = partial(_whole_state, model)  # made before a block's weights are gathered
 
 
-def _whole_state(model: LanguageModel, batch: int) -> LanguageState:
+def _whole_state(model: LanguageModel, batch: int, *, kept: bool = True) -> LanguageState:
     """`initial_state` of a sharded model: what is made like a sharded weight is a DTensor, the scan wants plain."""
-    state = type(model).initial_state(model, batch)
+    state = type(model).initial_state(model, batch, kept=kept)
     return replace(state, layers=tuple({name: whole(t) for name, t in layer.items()} for layer in state.layers))
 
 
@@ -151,7 +223,6 @@ def compiled(model: LanguageModel) -> LanguageModel:
         assert isinstance(block, Block)
         for part in (block.mixer_norm, block.mlp_norm, block.mlp):
             part.compile()
-        block.mixer.forward = torch.compiler.disable(block.mixer.forward)  # type: ignore[method-assign, no-untyped-call]
     model.norm.compile()
     model.__dict__["_piece"] = torch.compile(
         model._piece
@@ -161,7 +232,7 @@ def compiled(model: LanguageModel) -> LanguageModel:
 
 def summed(x: Tensor) -> Tensor:
     """Sum over all ranks, on each of them; x itself where there is one."""
-    if distributed.is_available() and distributed.is_initialized():
+    if ranks() > 1:
         x = x.clone()
         distributed.all_reduce(x)
     return x
@@ -169,9 +240,9 @@ def summed(x: Tensor) -> Tensor:
 
 def gathered(x: object) -> list[Any]:
     """What every rank has, on each of them, in order."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if ranks() == 1:
         return [x]
-    found: list[Any] = [None] * distributed.get_world_size()
+    found: list[Any] = [None] * ranks()
     distributed.all_gather_object(found, x)
     return found
 

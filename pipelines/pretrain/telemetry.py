@@ -1,7 +1,8 @@
 """What a training tells while it runs: a row per step in a file, points in MLflow, a line on the screen.
 
     tokens per second    those of all ranks over the wall clock since the last point
-    MFU                  operations per token (language/cost.py) * tokens per second / (devices * peak)
+    MFU                  operations per token (language/cost.py) * tokens per second / (devices * peak); told where the
+                         peak is known: by `cluster.teraflops`, or by the device's name
 
 Nothing here waits for a server: points go to the run's spool, and a thread sends the spool now and then, so that a long
 training can be watched. A server that is down costs nothing; what it missed is sent at the end or by `audit sync`.
@@ -38,10 +39,11 @@ class Telemetry:
     """The record of one process of a training; only rank 0 has one."""
 
     def __init__(
-        self, folder: Path, record: Run, screen: Screen, options: TrainingOptions, *, operations: float, peak: float,
-        done: int,
+        self, folder: Path, record: Run, screen: Screen, options: TrainingOptions, *, operations: float,
+        peak: float | None, done: int,
     ) -> None:  # fmt: skip
-        """operations: per token, forward and backward; peak: operations per second of all devices; done: steps."""
+        """operations: per token, forward and backward; peak: operations per second of all devices, None where nobody
+        knows it; done: steps."""
         self.record, self.screen, self.options = record, screen, options
         self._operations, self._peak = operations, peak
         self._curve = _cut(folder / CURVE, done)
@@ -67,14 +69,16 @@ class Telemetry:
             "loss": result.loss, "gradient_norm": result.gradient_norm, "rate": result.rate,
             "tokens": progress.tokens, "skipped_steps": progress.skipped,
             "tokens_per_second": self.tokens_per_second,
-            "mfu": self._operations * self.tokens_per_second / self._peak,
         }  # fmt: skip
+        if self._peak is not None:
+            points["mfu"] = self._operations * self.tokens_per_second / self._peak
         self._record(points, progress.step)
         left = (self.options.steps - progress.step) * self.options.step_tokens / self.tokens_per_second
         self.screen.say(
             f"step {progress.step} of {self.options.steps}: {result.loss:.4f} nats a token, "
             f"|g| {result.gradient_norm:.3g}, rate {result.rate:.2e}, {self.tokens_per_second:,.0f} tokens/s, "
-            f"MFU {points['mfu']:.1%}, {left / 60:.1f} min left"
+            + (f"MFU {points['mfu']:.1%}, " if "mfu" in points else "")
+            + f"{left / 60:.1f} min left"
         )
 
     def validated(self, progress: Progress, score: Score) -> None:

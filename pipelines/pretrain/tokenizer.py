@@ -4,7 +4,8 @@
 
 The byte tokenizer needs no package; pairs need `tokenizers` (the extra `language`). Both are saved as tokenizer.json
 and tokenizer_config.json, which transformers reads too. A loaded tokenizer that changes text (it adds a space, or
-normalises) is usable and says so in `exact`; bits per byte stay right, because bytes are counted before.
+normalises) is usable and says so in `exact`; bytes are counted before, so where it loses text (lower case, unknown
+letters) bits per byte flatter the model.
 """
 
 from __future__ import annotations
@@ -107,13 +108,18 @@ class PairTokenizer:
         known = [name for name in ([end] if end else _ENDS) if self._engine.token_to_id(name) is not None]
         if not known:
             looked = end or ", ".join(_ENDS)
-            raise ConfigError(f"end: the tokenizer has none of {looked}; name the token that ends a text")
+            raise ConfigError(f"end: the tokenizer has none of {looked}; name the token that ends a text as eos_token "
+                              f"in a {SETTINGS} beside it")  # fmt: skip
         self._content, self.end = content, known[0]
         self._engine.encode_special_tokens = True  # in a text such a token is its letters
         self._engine.no_truncation()
         self._engine.no_padding()
         self.vocabulary: int = max(self._engine.get_vocab(with_added_tokens=True).values()) + 1
         self.end_of_document: int = self._engine.get_vocab(with_added_tokens=True)[self.end]
+        spelt = self.encode_many([self.end, f"a{self.end}b", f"a {self.end} b"])
+        if any(self.end_of_document in ids for ids in spelt):
+            raise ConfigError(f"end: must be a special token, which no text can hold, got {self.end!r}, which a text "
+                              f"spells; name another one as eos_token in a {SETTINGS} beside it")  # fmt: skip
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> PairTokenizer:
@@ -215,7 +221,9 @@ def _digest(content: str, end: str) -> str:
 
 
 def _save(folder: Path, content: str, end: str) -> None:
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "clean_up_tokenization_spaces": False}
+    # Padding is never read (hugging_face.py); on the left it may be any token, and the end is there.
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": end,
+                "padding_side": "left", "clean_up_tokenization_spaces": False}  # fmt: skip
     write_whole(folder / SETTINGS, (json.dumps(settings, indent=1) + "\n").encode())
     write_whole(folder / FILE, content.encode())
 

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tsgdn2.errors import TsgdnError
+from tsgdn2.errors import ConfigError, TsgdnError
 from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain.loader import TokenBatch, TokenLoader
 from tsgdn2.pipelines.pretrain.options import TrainingOptions
-from tsgdn2.pipelines.pretrain.strategy import summed, whole
+from tsgdn2.pipelines.pretrain.strategy import ranks, summed, whole
 
 
 class DivergedError(TsgdnError):
@@ -131,6 +131,13 @@ class Pretraining(pl.LightningModule):
         self.loader_state = steps.loader.state_dict()
         self.result: StepResult | None = None
 
+    def on_fit_start(self) -> None:
+        """ConfigError where the ranks that will share gradients are not those that share the windows."""
+        own, shared = self.steps.loader.ranks, (self.trainer.world_size, ranks())
+        if shared != (own, own):
+            raise ConfigError(f"cluster.strategy: {own} rank(s) share the windows of a step, the trainer has {shared[0]} "
+                              f"and {shared[1]} have met; take auto, and start the job with torchrun")  # fmt: skip
+
     def train_dataloader(self) -> Steps:
         """The steps that are left."""
         return self.steps
@@ -153,9 +160,8 @@ class Pretraining(pl.LightningModule):
 
     def training_step(self, batch: Step, _: int) -> None:
         """One step on all micro-batches; DivergedError where too many steps in a row had to be left out."""
-        ranks = self.trainer.world_size
         counted = int(summed(torch.tensor(float(batch.counted), dtype=torch.float64, device=self.device)))
-        nats = self._accumulate(batch, ranks / max(1, counted))
+        nats = self._accumulate(batch, ranks() / max(1, counted))
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         norm = whole(torch.nn.utils.get_total_norm([cast(Tensor, p.grad) for p in parameters]))
         loss, bad = self._agree(nats, norm, counted)

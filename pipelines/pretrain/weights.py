@@ -1,9 +1,9 @@
 """Where a trained language model lies, whatever its path names, and the data that it was trained on.
 
-<training>/                  the newest checkpoint of a training
-<training>/../step-00000200  one checkpoint
-model.safetensors            the weights of one, as language/archive.py wrote them
-<exported>/                  what `pretrain export` wrote, which needs the extra `hf`
+<training>/                      the newest checkpoint of a training
+<training>/checkpoints/step-..   one checkpoint
+model.safetensors                the weights of one, as language/archive.py wrote them
+<exported>/                      what `pretrain export` wrote, which needs the extra `hf`
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.language import archive
 from tsgdn2.language.model import LanguageModel
-from tsgdn2.pipelines.pretrain.checkpoints import Checkpoints
+from tsgdn2.pipelines.pretrain.checkpoints import CHECKPOINTS, Checkpoints
 
 WEIGHTS: Final = "model.safetensors"
 
@@ -63,9 +63,14 @@ def opened(path: Path, *, tokenizer_digest: str | None = None, device: str = "cp
 
 
 def settings_of(path: Path) -> dict[str, object]:
-    """The options of the training that a path belongs to, as settings.json beside or above it has them; empty: none."""
+    """The options of the training that a path belongs to, as its settings.json has them; empty: none.
+
+    A checkpoint belongs to the folder that holds `checkpoints`, an export to that as `exported` there and no other.
+    """
     start = located(path).file.parent.resolve()
-    for folder in (start, *list(start.parents)[:3]):
+    home = start.parent.parent if start.parent.name == CHECKPOINTS else start.parent
+    own = start.name.startswith("step-") or (start.name == "exported" and (home / CHECKPOINTS).is_dir())
+    for folder in (start, home) if own else (start,):
         file = folder / "settings.json"
         if file.is_file():
             try:

@@ -167,6 +167,14 @@ def test_a_shard_that_was_cut_short_is_noticed_on_opening(tmp_path: Path) -> Non
         TokenShards(tmp_path)
 
 
+def test_a_shard_that_is_gone_after_opening_is_named(tmp_path: Path) -> None:
+    small(tmp_path)
+    shards = TokenShards(tmp_path, verify="use")
+    (tmp_path / "shard-000001.tokens").unlink()
+    with pytest.raises(DataError, match=r"shard-000001\.tokens: can not be read"):
+        shards.read(0, 10)
+
+
 @pytest.mark.parametrize("kind", ["000002.tokens", "000003.documents"])
 def test_an_altered_shard_is_noticed_where_the_digests_are_asked_for(tmp_path: Path, kind: str) -> None:
     small(tmp_path)

@@ -54,16 +54,16 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         """Check every bound; ConfigError names the field."""
         for name in ("vocabulary", "width", "layers", "heads", "key_dim", "value_dim", "mlp", "attention_window"):
-            _require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
-        _require("mixer", self.mixer, f"one of {', '.join(LANGUAGE_MIXERS)}", self.mixer in LANGUAGE_MIXERS)
+            require(name, getattr(self, name), "at least 1", getattr(self, name) >= 1)
+        require("mixer", self.mixer, f"one of {', '.join(LANGUAGE_MIXERS)}", self.mixer in LANGUAGE_MIXERS)
         every = self.attention_every
         allowed = "0, or from 2 to the number of layers"
-        _require("attention_every", every, allowed, every == 0 or 2 <= every <= self.layers)
-        _require("attention_heads", self.attention_heads, "at least 0", self.attention_heads >= 0)
-        _require("key_dim", self.key_dim, "even for mamba3", self.key_dim % 2 == 0 or "mamba3" not in self.mixer)
+        require("attention_every", every, allowed, every == 0 or 2 <= every <= self.layers)
+        require("attention_heads", self.attention_heads, "at least 0", self.attention_heads >= 0)
+        require("key_dim", self.key_dim, "even for mamba3", self.key_dim % 2 == 0 or "mamba3" not in self.mixer)
         if "attention" in self.layer_mixers:
             heads = self.attending_heads
-            _require("attention_heads", heads, f"a divisor of width {self.width}", self.width % heads == 0)
+            require("attention_heads", heads, f"a divisor of width {self.width}", self.width % heads == 0)
 
     @property
     def layer_mixers(self) -> tuple[str, ...]:
@@ -92,12 +92,17 @@ class LanguageConfig:
 
     @classmethod
     def from_json(cls, text: str) -> LanguageConfig:
-        """Read what `to_json` wrote; ConfigError names a field that this version does not know."""
-        raw: dict[str, Any] = json.loads(text)
-        unknown = sorted(set(raw) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ConfigError(f"config: unknown fields {unknown}; it was written by another version, upgrade")
-        return cls(**raw)
+        """Read what `to_json` wrote; ConfigError: no JSON, or a field is missing, of a wrong type, or not known."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            unknown = sorted(set(raw) - {f.name for f in fields(cls)})
+            if unknown:
+                raise ConfigError(f"config: unknown fields {unknown}; it was written by another version, upgrade")
+            return cls(**raw)
+        except ConfigError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"config: is not what `to_json` writes ({error}); take it from the model again") from error
 
     @property
     def fingerprint(self) -> str:
@@ -105,6 +110,7 @@ class LanguageConfig:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
-def _require(name: str, value: object, allowed: str, ok: bool) -> None:
+def require(name: str, value: object, allowed: str, ok: bool) -> None:
+    """ConfigError of a field's name where its value is not ok."""
     if not ok:
         raise ConfigError(f"{name}: must be {allowed}, got {value!r}")

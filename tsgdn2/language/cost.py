@@ -1,15 +1,20 @@
 """What a language model costs before it is made: weights, state, and operations per token, layer by layer.
 
-    a product of x [D] with W [O,D]          2 D O operations forward, 4 D O backward
-    delta family, chunk of C tokens          per head: T, P 2 C K each, A (C^2)/3, Y and U 2 C (K + V), R and O 4 K V +
-                                             2 C V, state 2 K V per token; a state of one scalar decay costs the same
-    attention over W tokens                  2 W (K + V) per head, of min(W, context)
-    vocabulary                               2 D V
+                                     forward                                        backward
+    x [D] with W [O,D], head too     2 D O                                          4 D O
+    scan, a head, with an erase      6 K V + C (3 K + 2 V) + C^2 / 3                twice it, but C^2 for the C^2 / 3
+    scan, a head, without            4 K V + C (K + V)                              twice it
+    attention, a head                2 w (K + V)                                    twice it
 
-The count is of what the mathematics asks for (math.md 2) with C = 64, not of what a kernel remakes; an MFU made of it
-is comparable between mixers that share the scan. The backward is twice the forward for products, 22 / 7 for the scan.
+Per token of a chunk of C = 64 tokens, by the equations of math.md 2, a product with a triangle counted as half of the
+square; what is done channel by channel is not counted. Forward: T, P and Y of K channels, U and P R of V, each C^2 of
+them; Y S0, (exp(G) Q) S0 and Ktail^T R, each 2 C K V; the inverse A of a triangle, C^3 / 3. Without an erase P, P R and
+the last two are left. Backward: two products for each of these, and A^T dA A^T, C^3, in place of the inverse's.
 
-D width, K and V channels of H heads, C chunk, W window.
+The count is of what the mathematics asks for, not of what a kernel remakes, so an MFU made of it is comparable between
+mixers that share the scan.
+
+D width, K and V channels of a head, C chunk, w the mean of the tokens that a token of a window sees.
 """
 
 from __future__ import annotations
@@ -23,8 +28,6 @@ from tsgdn2.language.model import LanguageModel
 from tsgdn2.mixers.gates import MEMBERS
 
 CHUNK = 64
-SCAN_BACKWARD = 22 / 7
-"""Operations of the scan's backward in units of its forward (math.md 2, remade states not counted)."""
 _REMEMBERED = ("memory", "hidden", "cell", "keys", "values")
 
 
@@ -44,6 +47,8 @@ class Footprint:
     """Weights that a token is multiplied with, head included: 2 operations each forward."""
     mixing: float
     """Operations of the mixers beside their products, forward, per token."""
+    mixing_backward: float
+    """The same, backward."""
 
     @property
     def forward_operations(self) -> float:
@@ -53,7 +58,7 @@ class Footprint:
     @property
     def operations(self) -> float:
         """Floating point operations per token of training, forward and backward; nothing is computed twice."""
-        return 6 * self.products + self.mixing * (1 + SCAN_BACKWARD)
+        return 6 * self.products + self.mixing + self.mixing_backward
 
 
 def footprint(config: LanguageConfig, *, context: int = 4096) -> Footprint:
@@ -64,6 +69,7 @@ def footprint(config: LanguageConfig, *, context: int = 4096) -> Footprint:
     blocks = sum(p.numel() for p in model.blocks.parameters())
     products = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, torch.nn.Linear))
     own = {id(p): p.numel() for p in (model.embedding.weight, model.head.weight, model.norm.weight)}
+    mixing = [_mixing(config, name, context) for name in config.layer_mixers]
     return Footprint(
         parameters=blocks,
         vocabulary_parameters=sum(own.values()),
@@ -72,23 +78,28 @@ def footprint(config: LanguageConfig, *, context: int = 4096) -> Footprint:
         ),
         state_bytes=sum(4 * t.numel() for layer in state.layers for t in layer.values()),
         products=products + model.head.weight.numel(),
-        mixing=sum(_mixing(config, name, context) for name in config.layer_mixers),
+        mixing=sum(forward for forward, _ in mixing),
+        mixing_backward=sum(backward for _, backward in mixing),
     )
 
 
-def _mixing(config: LanguageConfig, name: str, context: int) -> float:
-    """Operations of one layer's memory per token, forward."""
+def _mixing(config: LanguageConfig, name: str, context: int) -> tuple[float, float]:
+    """Operations of one layer's memory per token, forward and backward."""
     keys, values = config.key_dim, config.value_dim
     if name == "attention":
         each = config.width // config.attending_heads
         seen = min(config.attention_window, context)
         mean = seen * (1 - seen / (2 * context))  # the first tokens of a window see less
-        return 4.0 * mean * each * config.attending_heads
+        products = 4.0 * mean * each * config.attending_heads
+        return products, 2 * products
     if name in MEMBERS or name.startswith("mamba3") or name == "rwkv7":
         writes = {"mamba3-mimo": 4, "rwkv7": 2}.get(name, 1)
         erases = (MEMBERS[name].erase != "none") if name in MEMBERS else name == "rwkv7"
-        scores = 2 * CHUNK * (keys * (2 if erases else 1) + values)
-        solve = CHUNK**2 / 3 + 2 * CHUNK * (keys + values) if erases else 0.0
-        moved = 2 * keys * values * (3 if erases else 2)
-        return config.heads * writes * (scores / 2 + solve / 2 + moved)
-    return 0.0
+        scans = config.heads * writes
+        if not erases:
+            products = scans * (4.0 * keys * values + CHUNK * (keys + values))
+            return products, 2 * products
+        products = scans * (6.0 * keys * values + CHUNK * (3 * keys + 2 * values))
+        square = scans * CHUNK**2
+        return products + square / 3, 2 * products + square
+    return 0.0, 0.0

@@ -33,8 +33,9 @@ def prefill(
     if not lengths or min(lengths) < 1:
         raise ConfigError(f"prompts: each must hold at least one token, got lengths {lengths}")
     tokens = torch.cat([torch.as_tensor(prompt, dtype=torch.int64) for prompt in prompts]).to(model.device)
-    if int(tokens.min()) < 0 or int(tokens.max()) >= model.config.vocabulary:
-        raise ConfigError(f"prompts: tokens must be in [0, {model.config.vocabulary}), got {int(tokens.max())}")
+    wrong = tokens[(tokens < 0) | (tokens >= model.config.vocabulary)]
+    if len(wrong):
+        raise ConfigError(f"prompts: tokens must be in [0, {model.config.vocabulary}), got {int(wrong[0])}")
     at = model.documents(lengths, state)
     h, after = model.hidden(tokens, at, state)
     return torch.as_tensor(model.head(h[at.tensor(at.offsets[1:] - 1)])), after
@@ -63,14 +64,14 @@ def generate(
     logits, state = prefill(model, prompts)
     made: list[list[int]] = [[] for _ in prompts]
     open_rows = set(range(len(made)))
-    for _ in range(tokens):
+    for number in range(1, tokens + 1):
         token = choose(logits, temperature=temperature, top_p=top_p, generator=generator)
         for row, value in enumerate(token.tolist()):
             if row in open_rows:
                 made[row].append(value)
                 if value in stop:
                     open_rows.remove(row)
-        if not open_rows:
+        if not open_rows or number == tokens:
             break
         logits, state = model.step(token, state)
     return made

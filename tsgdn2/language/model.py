@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -24,9 +25,9 @@ from tsgdn2.block import Block
 from tsgdn2.errors import ConfigError
 from tsgdn2.language.config import LanguageConfig
 from tsgdn2.linear import Linear
-from tsgdn2.mixers.contract import Commits, Mixer, MixerState
+from tsgdn2.mixers.attention import AttentionMixer
+from tsgdn2.mixers.contract import Commits, Mixer, MixerState, exact
 from tsgdn2.mixers.registry import make_mixer
-from tsgdn2.mixers.swa import SWAMixer
 from tsgdn2.norm import RMSNorm
 from tsgdn2.sequence import Ints, Sequences
 from tsgdn2.state import ForecasterState
@@ -37,6 +38,7 @@ LanguageState = ForecasterState
 LOSS_TOKENS = 2_048
 """Tokens whose logits are held at a time by `loss`."""
 _SPREAD = 0.02
+_RECOMPUTED: Final[dict[str, Any]] = {"use_reentrant": False, "preserve_rng_state": False}  # nothing here is drawn
 
 
 class LanguageModel(nn.Module):
@@ -69,7 +71,7 @@ class LanguageModel(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Parameter dtype; states are in it too."""
+        """Of embedding, matrices and residual; beside half precision decays and memories are float32 (contract.py)."""
         return self.embedding.weight.dtype
 
     @property
@@ -77,10 +79,14 @@ class LanguageModel(nn.Module):
         """Where the weights are."""
         return self.embedding.weight.device
 
-    def initial_state(self, batch: int) -> LanguageState:
-        """State of `batch` documents of which nothing was read."""
+    def initial_state(self, batch: int, *, kept: bool = True) -> LanguageState:
+        """State of `batch` documents of which nothing was read; kept: False leaves out the rings of attention, for a
+        pass whose state nobody wants."""
+        mixers = [block.mixer for block in self._blocks()]
         return ForecasterState(
-            layers=tuple(block.mixer.initial_state(batch) for block in self._blocks()),
+            layers=tuple(
+                mixer.initial_state(batch) if kept or not isinstance(mixer, AttentionMixer) else {} for mixer in mixers
+            ),
             count=torch.zeros(batch, dtype=torch.int64),
             fingerprint=self.config.fingerprint,
         )
@@ -88,24 +94,31 @@ class LanguageModel(nn.Module):
     def documents(self, lengths: Sequence[int] | Ints, state: LanguageState | None = None) -> Sequences:
         """Where each of B documents lies in N packed tokens: lengths [B]; state: what was read of them before."""
         length = np.asarray(lengths, np.int64)
-        count = np.zeros_like(length) if state is None else state.count.numpy()
+        count = np.zeros_like(length) if state is None else state.count.cpu().numpy()
         return Sequences(length, count, bounded=False, device=self.device)
 
-    def hidden(self, tokens: Tensor, at: Sequences, state: LanguageState | None = None) -> tuple[Tensor, LanguageState]:
-        """Read packed documents: tokens [N] int64 -> normalised outputs [N,D] and the state after each document."""
+    def hidden(
+        self, tokens: Tensor, at: Sequences, state: LanguageState | None = None, *, keep: bool = True
+    ) -> tuple[Tensor, LanguageState]:
+        """Read packed documents: tokens [N] int64 -> normalised outputs [N,D] and the state after each document.
+
+        keep: False where nobody wants the state after; rings of attention are then not made.
+        """
         if tokens.shape != (at.commits,):
             raise ConfigError(f"tokens: must be [{at.commits}] for these documents, got {tuple(tokens.shape)}")
-        state = self.initial_state(at.size) if state is None else state
+        if state is None:
+            state = self.initial_state(at.size, kept=keep)
+        self._check(state, at.size)
         x = self.embedding(tokens)
-        whole = torch.ones(at.commits, dtype=torch.float32 if x.dtype != torch.float64 else x.dtype, device=x.device)
+        whole = torch.ones(at.commits, dtype=exact(x.dtype), device=x.device)
         layers: list[MixerState] = []
         for block, layer in zip(self._blocks(), state.layers, strict=True):
             if self.checkpointing and torch.is_grad_enabled():
-                x, after = checkpoint(_read, block, x, whole, at, layer, use_reentrant=False)
+                x, after = checkpoint(_read, block, x, whole, at, layer, **_RECOMPUTED)
             else:
                 x, after = _read(block, x, whole, at, layer)
             layers.append(after)
-        return self.norm(x), state.after(layers, torch.from_numpy(at.length))
+        return self.norm(x), state.after(layers, torch.from_numpy(at.length).to(state.count.device))
 
     def forward(
         self, tokens: Tensor, at: Sequences, state: LanguageState | None = None
@@ -119,12 +132,12 @@ class LanguageModel(nn.Module):
 
         A sum and not a mean: micro-batches and ranks divide by what they counted together.
         """
-        h, _ = self.hidden(tokens, at)
-        total = h.new_zeros((), dtype=torch.float32 if h.dtype != torch.float64 else h.dtype)
+        h, _ = self.hidden(tokens, at, keep=False)
+        total = h.new_zeros((), dtype=exact(h.dtype))
         for part in range(0, len(h), LOSS_TOKENS):
             piece = slice(part, part + LOSS_TOKENS)
             if torch.is_grad_enabled():
-                total = total + checkpoint(self._piece, h[piece], targets[piece], counted[piece], use_reentrant=False)
+                total = total + checkpoint(self._piece, h[piece], targets[piece], counted[piece], **_RECOMPUTED)
             else:
                 total = total + self._piece(h[piece], targets[piece], counted[piece])
         return total
@@ -141,10 +154,9 @@ class LanguageModel(nn.Module):
 
     def trace(self, token: Tensor, state: LanguageState) -> tuple[Tensor, LanguageState, list[dict[str, Tensor]]]:
         """`step` that also hands out, per layer, what the audit needs (empty for a mixer that has no trace)."""
-        if state.fingerprint != self.config.fingerprint:
-            raise ConfigError(f"state: was made by config {state.fingerprint}, the model has {self.config.fingerprint}")
+        self._check(state, len(token))
         x = self.embedding(token)
-        one = torch.ones(len(token), dtype=x.dtype, device=x.device)
+        one = torch.ones(len(token), dtype=exact(x.dtype), device=x.device)
         count = state.count.to(x.device)
         layers, traces = [], []
         for block, layer in zip(self._blocks(), state.layers, strict=True):
@@ -153,17 +165,21 @@ class LanguageModel(nn.Module):
             traces.append(traced)
         return torch.as_tensor(self.head(self.norm(x))), state.after(layers, torch.ones_like(state.count)), traces
 
+    def _check(self, state: LanguageState, batch: int) -> None:
+        if state.fingerprint != self.config.fingerprint:
+            raise ConfigError(f"state: was made by config {state.fingerprint}, the model has {self.config.fingerprint}")
+        if len(state.count) != batch:
+            raise ConfigError(f"state: must hold {batch} documents, as many as are read, got {len(state.count)}")
+
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
 
 
 def language_mixer(config: LanguageConfig, layer: int = 0) -> Mixer:
-    """The mixer of one layer: attention is plain, without the norms and the sink that the forecaster's has."""
+    """The mixer of one layer."""
     if config.layer_mixers[layer] != "attention":
         return make_mixer(config, layer)
-    heads, window = config.attending_heads, config.attention_window
-    each = config.width // heads
-    return SWAMixer(config.width, heads=heads, key_dim=each, value_dim=each, window=window, plain=True)
+    return AttentionMixer(config.width, heads=config.attending_heads, window=config.attention_window)
 
 
 def _read(block: Block, x: Tensor, whole: Tensor, at: Sequences, layer: MixerState) -> tuple[Tensor, MixerState]:

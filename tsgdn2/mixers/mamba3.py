@@ -29,6 +29,7 @@ Out: a floor under A, turns for a part of the key only, and keys shared by group
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from torch.nn import functional as F  # noqa: N812
 from tsgdn2.adjoints import rms_norm
 from tsgdn2.errors import ConfigError
 from tsgdn2.linear import Linear, product
-from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
+from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries, exact
 from tsgdn2.mixers.delta import bound_factor
 from tsgdn2.mixers.subtokens import Finish, SubTokens, scan
 from tsgdn2.sequence import BOUND_EVERY, Ints, Plan, Round, Sequences
@@ -78,7 +79,7 @@ class Mamba3Mixer(Mixer):
 
     def initial_state(self, batch: int) -> MixerState:
         """memory [B,H,K,V], key [B,R,H,K], value [B,H,V], angle [B,H,K/2], rate [B,H], all zero."""
-        new = self.out_proj.weight.new_zeros
+        new = partial(self.out_proj.weight.new_zeros, dtype=exact(self.out_proj.weight.dtype))
         return {
             "memory": new(batch, self.heads, self.key_dim, self.value_dim),
             "key": new(batch, self.rank, self.heads, self.key_dim),

@@ -22,13 +22,14 @@ long gap leaves nothing that could be erased twice. Two sub-tokens of the one sc
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tsgdn2.adjoints import rms_norm, unit
 from tsgdn2.linear import Linear
-from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
+from tsgdn2.mixers.contract import Commits, Exact, Mixer, MixerState, Queries, exact
 from tsgdn2.mixers.delta import bound_factor
 from tsgdn2.mixers.subtokens import SubTokens, scan
 from tsgdn2.sequence import BOUND_EVERY, Plan
@@ -38,20 +39,24 @@ _FASTEST = math.exp(-0.5)
 _READ, _GATE, _KEY, _VALUE, _ERASE, _DECAY = range(6)
 
 
+class _Up(Exact, Linear):
+    """A layer that stays in float32 in half precision: its bias is a decay's dt_bias."""
+
+
 class _LowRank(nn.Module):
     """bias + f(x A) B, with A [D,rank] and B [rank, out]; B starts at zero, so the bias speaks first."""
 
     def __init__(self, width: int, rank: int, bias: Tensor, *, squash: bool = False) -> None:
         super().__init__()
         self.down = Linear(width, rank, bias=False)
-        self.up = Linear(rank, len(bias))
+        self.up = _Up(rank, len(bias))
         nn.init.zeros_(self.up.weight)
         self.up.bias = nn.Parameter(bias)
         self.squash = squash
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., D] -> [.., out]."""
-        low = self.down(x)
+        low = self.down(x).to(self.up.weight.dtype)
         return torch.as_tensor(self.up(torch.tanh(low) if self.squash else low))
 
 
@@ -82,7 +87,7 @@ class RWKV7Mixer(Mixer):
 
     def initial_state(self, batch: int) -> MixerState:
         """memory [B,H,K,V], previous [B,D], rate [B,H,K], all zero."""
-        new = self.out_proj.weight.new_zeros
+        new = partial(self.out_proj.weight.new_zeros, dtype=exact(self.out_proj.weight.dtype))
         return {
             "memory": new(batch, self.heads, self.key_dim, self.value_dim),
             "previous": new(batch, self.mix.shape[1]),
@@ -152,7 +157,7 @@ class RWKV7Mixer(Mixer):
             factor = torch.where(full[:, None], bound_factor(memory, self.norm_max), 1.0)
             memory = memory * factor[..., None, None]
         y = self._output(read, self.gate(mixed[_GATE]), self._bonus(r, k, v))
-        return y, {"memory": memory, "previous": x, "rate": rate}
+        return y, {"memory": memory, "previous": x.to(state["previous"].dtype), "rate": rate}
 
     def read(self, x: Tensor, elapsed: Tensor, state: MixerState) -> Tensor:
         """One query per row; see Mixer.read."""

@@ -11,7 +11,7 @@ What is older than W commits is gone, whatever it was, and a step costs W times 
 - The observed weight m is a prior: half a patch counts half as much, and m = 0 is never attended (it takes its place in
   the ring; the forecaster makes no such token). A query reads and is not read; the empty window gives 0.
 - The sink is what a head gives to none of its keys; it starts at weight 1.
-- `plain` is a language model's attention: no norms of q and k, no sink.
+- A language model's attention is attention.py.
 
 | symbol | shape | what |
 |---|---|---|
@@ -43,16 +43,13 @@ _LARGEST_BLOCK = 64
 class SWAMixer(Mixer):
     """Attention of H heads over the last `window` commits; D width, K key and V value channels per head."""
 
-    def __init__(
-        self, width: int, *, heads: int, key_dim: int, value_dim: int, window: int, plain: bool = False
-    ) -> None:
+    def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, window: int) -> None:
         super().__init__()
         self.heads, self.key_dim, self.value_dim, self.window = heads, key_dim, value_dim, window
         self.sizes = (heads * key_dim, heads * key_dim, heads * value_dim)
         self.in_proj = Linear(width, sum(self.sizes), bias=False)
-        self.q_norm = None if plain else nn.Parameter(torch.ones(key_dim))
-        self.k_norm = None if plain else nn.Parameter(torch.ones(key_dim))
-        self.sink = None if plain else nn.Parameter(torch.zeros(heads))
+        self.q_norm, self.k_norm = nn.Parameter(torch.ones(key_dim)), nn.Parameter(torch.ones(key_dim))
+        self.sink = nn.Parameter(torch.zeros(heads))
         self.out_proj = Linear(heads * value_dim, width, bias=False)
 
     def initial_state(self, batch: int) -> MixerState:
@@ -148,20 +145,14 @@ class SWAMixer(Mixer):
 
     def _shares(self, logits: Tensor) -> Tensor:
         """Softmax [n,H,R,J] over the keys beside the sink, which is left out of the result."""
-        if self.sink is None:  # every reader that counts sees its own token; the others are left out afterwards
-            return torch.softmax(logits, -1).nan_to_num(0.0)
         sink = self.sink[:, None, None].expand(*logits.shape[:-1], 1)
         return torch.softmax(torch.cat([logits, sink], -1), -1)[..., :-1]
 
     def _query(self, x: Tensor) -> Tensor:
-        return self._normed(x, self.q_norm)
+        return rms_norm(torch.unflatten(x, -1, (self.heads, self.key_dim)), self.q_norm, _EPS)
 
     def _key(self, x: Tensor) -> Tensor:
-        return self._normed(x, self.k_norm)
-
-    def _normed(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        x = torch.unflatten(x, -1, (self.heads, self.key_dim))
-        return x if weight is None else rms_norm(x, weight, _EPS)
+        return rms_norm(torch.unflatten(x, -1, (self.heads, self.key_dim)), self.k_norm, _EPS)
 
 
 class _Band(NamedTuple):

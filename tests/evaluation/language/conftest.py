@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tsgdn2.evaluation.language.perplexity import Whole
+from tsgdn2.datasets.tokens import Document
 from tsgdn2.language.config import LanguageConfig
 from tsgdn2.language.model import LanguageModel
 
@@ -29,11 +29,11 @@ def tiny() -> Callable[..., LanguageModel]:
 
 
 @pytest.fixture
-def documents() -> Callable[[Sequence[int]], list[Whole]]:
+def documents() -> Callable[[Sequence[int]], list[Document]]:
     """Documents of given numbers of random bytes, each with its end."""
 
-    def make(sizes: Sequence[int]) -> list[Whole]:
+    def make(sizes: Sequence[int]) -> list[Document]:
         rng = np.random.default_rng(0)
-        return [Whole(np.append(rng.integers(0, 256, size), END), size) for size in sizes]
+        return [Document(np.append(rng.integers(0, 256, size), END), size) for size in sizes]
 
     return make

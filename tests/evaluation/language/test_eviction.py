@@ -68,6 +68,30 @@ def test_rows_are_those_of_the_trace_itself(tiny: Tiny) -> None:
     assert found.taken.sum() == found.taken[letters, letters]
 
 
+def test_the_lost_are_the_rows_and_who_took_them_the_columns(tiny: Tiny) -> None:
+    model = tiny(mixer="gdn2", layers=1)
+    tokens = np.random.default_rng(2).integers(0, 256, 40)
+    kinds = np.array([0] * 20 + [1] * 12 + [3] * 8)  # no token is taken by one of an earlier class
+    found = audit(model, tokens, [CLASSES[kind] for kind in kinds], heads=2, threshold=0.7)
+    state, kept = model.initial_state(1), []
+    with torch.no_grad():
+        for token in tokens.tolist():
+            _, state, traces = model.trace(torch.tensor([token]), state)
+            kept.append(traces[0])
+    k, e, g = (torch.stack([one[name] for one in kept], 1) for name in ("k", "e", "g"))
+    events = eviction_events(k, e, g, threshold=0.7, top=1)
+    expected = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
+    for head in range(2):
+        for lost, (gone, by) in enumerate(zip(~events.void[0, head] & ~events.censored[0, head],
+                                              events.evictors[0, head, :, 0].tolist(), strict=True)):  # fmt: skip
+            if gone and by >= 0:
+                assert by > lost
+                expected[kinds[lost], kinds[by]] += 1
+    assert found.taken.tolist() == expected.tolist()
+    assert np.triu(found.taken, 1).sum() > 0
+    assert np.tril(found.taken, -1).sum() == 0
+
+
 def test_a_model_without_a_trace_has_no_rows_and_a_wrong_layer_is_named(tiny: Tiny) -> None:
     found = audit(tiny(mixer="mamba3"), np.array([1, 2, 3]), ["digits"] * 3)
     assert (found.kept, found.residual) == ((), 0.0)

@@ -11,16 +11,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tsgdn2.datasets.tokens import Document
 from tsgdn2.errors import ConfigError
-from tsgdn2.evaluation.language.perplexity import Score, Whole, losses, score, stream_losses
+from tsgdn2.evaluation.language.perplexity import Score, losses, score, stream_losses
 from tsgdn2.language.model import LanguageModel
 
 EXACT = 1e-10
 Tiny = Callable[..., LanguageModel]
-Make = Callable[[Sequence[int]], list[Whole]]
+Make = Callable[[Sequence[int]], list[Document]]
 
 
-def alone(model: LanguageModel, document: Whole) -> float:
+def alone(model: LanguageModel, document: Document) -> float:
     """Nats of a document's code by the whole log-softmax of one forward over it alone."""
     tokens = torch.from_numpy(document.tokens)
     with torch.no_grad():

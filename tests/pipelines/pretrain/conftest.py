@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tsgdn2.datasets.token_writer import TokenWriter
 from tsgdn2.language.config import LanguageConfig
+from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain.jobs import Pretrain
 from tsgdn2.pipelines.pretrain.options import ClusterOptions, TrainingOptions
 
@@ -42,6 +44,12 @@ def small_job(home: Path, *, output: str = "out", **training: object) -> Pretrai
     )  # fmt: skip
 
 
+def mixed_job(home: Path, *, output: str) -> Pretrain:
+    """Three steps in bfloat16 of a hybrid whose head is its embedding."""
+    job = small_job(home, output=output, precision="bfloat16", tokens=3 * TRAINING.step_tokens)
+    return replace(job, model=replace(MODEL, tied=True, attention_every=2, attention_window=9))
+
+
 def furnish(home: Path, empty_store: Path) -> None:
     """Put data/ and a store for runs into a folder, so that no test makes one."""
     write_corpus(home / "data")
@@ -62,6 +70,12 @@ def job(home: Path) -> Pretrain:
     return small_job(home)
 
 
+@pytest.fixture
+def mixed(home: Path) -> Pretrain:
+    """Three steps of `mixed_job` on one device."""
+    return mixed_job(home, output="mixed")
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pretrain:
     """A training that has ended; for reading, or for copies of its home."""
@@ -71,3 +85,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Pre
     furnish(place, empty_store)
     run(small_job(place))
     return small_job(place)
+
+
+class Lively:
+    """Makes small models whose words depend on the text: weights as drawn say nearly the same everywhere."""
+
+    def __call__(self, **fields: object) -> LanguageModel:
+        """A model of 257 tokens, drawn from seed 1; fields of LanguageConfig."""
+        torch.manual_seed(1)
+        sizes: dict[str, object] = {"vocabulary": 257, "width": 32, "layers": 3, "heads": 2, "key_dim": 8,
+                                    "value_dim": 8, "mlp": 48}  # fmt: skip
+        model = LanguageModel(LanguageConfig(**(sizes | fields))).eval()  # type: ignore[arg-type]
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 2:
+                    parameter.mul_(10)
+        return model
+
+
+@pytest.fixture(scope="session")
+def lively() -> Lively:
+    """Makes models for what is exported."""
+    return Lively()

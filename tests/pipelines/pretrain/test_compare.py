@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tsgdn2.datasets.errors import ChecksumError
+from tsgdn2.datasets.token_writer import TokenWriter
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.rows import Row, read, row
 from tsgdn2.language.config import LanguageConfig
@@ -14,6 +17,7 @@ from tsgdn2.language.cost import footprint
 from tsgdn2.pipelines.pretrain import compare, prepare
 from tsgdn2.pipelines.pretrain.compare import matched, table, verdict
 from tsgdn2.pipelines.pretrain.jobs import Compare, Prepare
+from tsgdn2.pipelines.pretrain.tokenizer import load_tokenizer
 
 TINY = """
 model: {vocabulary: 257, width: 32, layers: 1, heads: 2, key_dim: 8, value_dim: 8, mlp: 48, mixer: gdn2}
@@ -43,17 +47,24 @@ def test_a_mixer_with_another_state_is_refused() -> None:
         matched(config, "lstm")
 
 
-def test_a_comparison_that_was_stopped_goes_on_and_no_run_is_done_twice(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = tmp_path / "text"
+def small_job(home: Path, store: Path) -> Compare:
+    """Two steps of gdn2 on thirty small documents."""
+    text = home / "text"
     text.mkdir()
+    (home / "runs").mkdir()
+    shutil.copy(store, home / "runs" / "mlflow.db")
     for n in range(30):
         (text / f"{n:02}.txt").write_text(f"This is text number {n}. " * 12)
-    prepare.run(Prepare(text=(str(text),), output=tmp_path / "data", validation_every=5, quiet=True))
-    (tmp_path / "tiny.yaml").write_text(TINY)
-    job = Compare(data=tmp_path / "data", recipe=str(tmp_path / "tiny.yaml"), output=tmp_path / "out", mixers=("gdn2",),
-                  seeds=(0,), runs=tmp_path / "runs", quiet=True)  # fmt: skip
+    prepare.run(Prepare(text=(str(text),), output=home / "data", validation_every=5, quiet=True))
+    (home / "tiny.yaml").write_text(TINY)
+    return Compare(data=home / "data", recipe=str(home / "tiny.yaml"), output=home / "out", mixers="gdn2", seeds=0,
+                   runs=home / "runs", quiet=True)  # fmt: skip
+
+
+def test_a_comparison_that_was_stopped_goes_on_and_no_run_is_done_twice(
+    tmp_path: Path, empty_store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = small_job(tmp_path, empty_store)
     compare.run(job)
     path = tmp_path / "out/compare.jsonl"
     before = path.read_bytes()
@@ -65,6 +76,40 @@ def test_a_comparison_that_was_stopped_goes_on_and_no_run_is_done_twice(
     assert [(one.shape["mixer"], one.seed) for one in rows] == [("gdn2", 0), ("kda", 0)]
     assert all(one.shape["steps"] == 2 for one in rows)
     assert "| kda | " in (tmp_path / "out/report.md").read_text()
+
+
+def test_rows_depend_on_both_parts_of_the_data_and_damage_of_either_is_seen(tmp_path: Path, empty_store: Path) -> None:
+    job = small_job(tmp_path, empty_store)
+    (only,) = compare.trials(job)
+    before = compare.key(only)
+    assert compare.key(compare.trials(job)[0]) == before
+    for part in ("train", "validation"):
+        folder = tmp_path / "data" / part
+        whole = {file: file.read_bytes() for file in folder.iterdir()}
+        (folder / "manifest.json").unlink()
+        writer = TokenWriter(folder / "new", vocabulary=257, end_of_document=256, shard_tokens=100,
+                             tokenizer_digest=load_tokenizer(tmp_path / "data").digest)  # fmt: skip
+        writer.append([1, 2, 3], text_bytes=3, cursor=(0,))
+        writer.close()
+        for file in (folder / "new").iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        assert compare.key(only) != before
+        shutil.rmtree(folder / "new")
+        for file, content in whole.items():
+            file.write_bytes(content)
+        assert compare.key(only) == before
+    path = tmp_path / "data" / "train" / "shard-000000.tokens"
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ChecksumError, match=r"train/shard-000000\.tokens: has sha256"):
+        compare.run(job)
+
+
+def test_data_whose_text_was_lost_is_refused(tmp_path: Path, empty_store: Path) -> None:
+    job = small_job(tmp_path, empty_store)
+    settings = tmp_path / "data" / "prepare.json"
+    settings.write_text(settings.read_text().replace('"text_lost": false', '"text_lost": true'))
+    with pytest.raises(ConfigError, match=r"data: the tokenizer of .* loses text"):
+        compare.run(job)
 
 
 def test_the_table_says_who_wins_and_who_is_level() -> None:

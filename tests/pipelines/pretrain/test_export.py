@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,21 +14,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.language import archive
-from tsgdn2.language.config import LanguageConfig
 from tsgdn2.language.generation import generate
 from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain.export import check, run, write
-from tsgdn2.pipelines.pretrain.hugging_face import LanguageModelConfig, LanguageModelForCausalLM, StateCache
+from tsgdn2.pipelines.pretrain.hugging_face import LanguageModelForCausalLM
 from tsgdn2.pipelines.pretrain.jobs import Export
 from tsgdn2.pipelines.pretrain.tokenizer import ByteTokenizer
 from tsgdn2.pipelines.pretrain.weights import located, opened
 
-MODELS = {
-    "plain": {},
-    "tied": {"tied": True},
-    "hybrid": {"attention_every": 3, "attention_window": 6, "attention_heads": 2},
-    "mamba3": {"mixer": "mamba3"},
-}
+Lively = Callable[..., LanguageModel]
+
 PROGRAM = """
 import sys, torch
 import tsgdn2.pipelines.pretrain.hugging_face
@@ -39,43 +36,39 @@ text = torch.arange(40)
 assert torch.equal(theirs(input_ids=text[None]).logits[0], ours(text, ours.documents([40]))[0])
 print(theirs.generate(text[None], max_new_tokens=12, do_sample=False)[0, 40:].tolist())
 """
+KILLED = """
+import os, pathlib, signal, sys
+from tsgdn2.language import archive
+from tsgdn2.pipelines.pretrain.export import write
+def kill(event, arguments):
+    if event == "os.rename" and str(arguments[0]).endswith(".draft"):
+        os.kill(os.getpid(), signal.SIGKILL)
+model = archive.load(pathlib.Path(sys.argv[1]))
+sys.addaudithook(kill)
+write(model, pathlib.Path(sys.argv[2]))
+"""
 
 
-def model_of(**fields: object) -> LanguageModel:
-    torch.manual_seed(1)
-    sizes: dict[str, object] = {"vocabulary": 257, "width": 32, "layers": 3, "heads": 2, "key_dim": 8, "value_dim": 8,
-                                "mlp": 48}  # fmt: skip
-    return LanguageModel(LanguageConfig(**(sizes | fields))).eval()  # type: ignore[arg-type]
-
-
-def padded(prompts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts with zeros on the left, and the mask."""
-    size = max(map(len, prompts))
-    rows = [torch.cat([torch.zeros(size - len(one), dtype=torch.int64), one]) for one in prompts]
-    masks = [torch.arange(size) >= size - len(one) for one in prompts]
-    return torch.stack(rows), torch.stack(masks).long()
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_generate_gives_our_tokens_and_a_round_trip_our_weights(name: str, tmp_path: Path) -> None:
-    model = model_of(**MODELS[name])
+@pytest.mark.parametrize("fields", [{}, {"tied": True}, {"mixer": "mamba3"}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_round_trip_gives_our_weights(
+    lively: Lively, fields: dict[str, object], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = lively(**fields).to(dtype)
     write(model, tmp_path / "out", ByteTokenizer())
     back = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert isinstance(back, LanguageModelForCausalLM)
     weights = back.model.state_dict()
-    assert all(torch.equal(tensor, weights[key]) for key, tensor in model.state_dict().items())
+    for key, tensor in model.state_dict().items():
+        assert weights[key].dtype == tensor.dtype
+        assert torch.equal(weights[key], tensor)
     assert (back.model.head.weight is back.model.embedding.weight) == model.config.tied
     assert back.model.config == model.config
-    prompts = [torch.randint(0, 256, (size,)) for size in (7, 1, 12)]
-    ids, mask = padded(prompts)
-    made = back.generate(ids, attention_mask=mask, max_new_tokens=15, do_sample=False)
-    for row, own in zip(made, generate(model, prompts, tokens=15, stop=(256,)), strict=True):
-        assert row[12:].tolist()[: len(own)] == own
     assert opened(tmp_path / "out").config == model.config
 
 
-def test_a_new_process_reads_what_was_exported_without_trusting_any_code(tmp_path: Path) -> None:
-    model = model_of()
+def test_a_new_process_reads_what_was_exported_without_trusting_any_code(lively: Lively, tmp_path: Path) -> None:
+    model = lively()
     archive.save(model, tmp_path / "model.safetensors", tokenizer_digest=ByteTokenizer().digest)
     ByteTokenizer().save(tmp_path)
     run(Export(checkpoint=tmp_path / "model.safetensors", data=tmp_path, output=tmp_path / "out", quiet=True,
@@ -90,84 +83,51 @@ def test_a_new_process_reads_what_was_exported_without_trusting_any_code(tmp_pat
         run(Export(checkpoint=tmp_path / "out", quiet=True, runs=tmp_path / "runs"))
 
 
-def test_the_tokenizer_goes_along_and_the_card_s_lines_run(tmp_path: Path) -> None:
-    write(model_of(), tmp_path / "out", ByteTokenizer())
+def test_the_tokenizer_goes_along_and_the_card_s_lines_run(lively: Lively, tmp_path: Path) -> None:
+    write(lively(), tmp_path / "out", ByteTokenizer())
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     given = tokenizer("def main", return_tensors="pt")
     assert given["input_ids"][0].tolist() == list(b"def main")
     made = model.generate(**given, max_new_tokens=3, do_sample=False)
     assert made.shape[1] <= 11
+    both = tokenizer(["def main", "if"], return_tensors="pt", padding=True)
+    assert both["attention_mask"].tolist() == [[1] * 8, [0] * 6 + [1] * 2]
+    assert (
+        torch.equal(model.generate(**both, max_new_tokens=3, min_new_tokens=3)[0, :11], made[0]) or made.shape[1] < 11
+    )
     assert (tmp_path / "out/README.md").read_text().startswith("# out\n")
 
 
-def test_the_cache_is_the_state_and_does_not_grow() -> None:
-    model = LanguageModelForCausalLM.of(model_of())
-    ids = torch.randint(0, 256, (2, 9))
-    first = model(ids, use_cache=True)
-    cache = first.past_key_values
-    assert isinstance(cache, StateCache)
-    assert cache.get_seq_length() == 9
-    assert cache.state is not None
-    size = cache.state.nbytes
-    more = torch.randint(0, 256, (2, 30))
-    second = model(more, past_key_values=cache)
-    torch.testing.assert_close(second.logits, model(torch.cat([ids, more], 1)).logits[:, 9:], rtol=1e-4, atol=1e-5)
-    assert cache.state.nbytes == size
-    assert cache.get_seq_length() == 39
-    with pytest.raises(ConfigError, match="can not be cut back"):
-        cache.crop(3)
-
-
-def test_beams_are_those_of_a_search_that_reads_everything_again() -> None:
-    model = LanguageModelForCausalLM.of(model_of())
-    prompt = torch.randint(0, 256, (1, 6))
-    beams = [(prompt[0], 0.0)]
-    for _ in range(4):
-        grown = []
-        for text, likelihood in beams:
-            p = torch.log_softmax(model(text[None]).logits[0, -1], -1).detach()
-            grown += [
-                (torch.cat([text, torch.tensor([n])]), likelihood + float(p[n])) for n in p.topk(3).indices.tolist()
-            ]
-        beams = sorted(grown, key=lambda pair: -pair[1])[:3]
-    made = model.generate(prompt, max_new_tokens=4, num_beams=3, do_sample=False, pad_token_id=256)
-    assert made[0].tolist() == beams[0][0].tolist()
-
-
-def test_the_loss_is_the_model_s_own_and_padding_counts_nowhere() -> None:
-    ours = model_of()
-    model = LanguageModelForCausalLM.of(ours)
-    prompts = [torch.randint(0, 256, (size,)) for size in (8, 3)]
-    ids, mask = padded(prompts)
-    nats = 0.0
-    for one in prompts:
-        counted = torch.arange(len(one)) < len(one) - 1
-        nats += float(ours.loss(one, one.roll(-1), counted, ours.documents([len(one)])).detach())
-    found = model(ids, attention_mask=mask, labels=ids)
-    assert float(found.loss) == pytest.approx(nats / 9, rel=1e-5)
-    assert found.logits.shape == (2, 8, 257)
-
-
-def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
-    model = LanguageModelForCausalLM.of(model_of())
-    ids = torch.randint(0, 256, (1, 4))
-    with pytest.raises(ConfigError, match="pad on the left"):
-        model.generate(ids, attention_mask=torch.tensor([[1, 1, 1, 0]]), max_new_tokens=2, pad_token_id=256)
-    with pytest.raises(ConfigError, match="use_cache: must be true"):
-        model.generate(ids, max_new_tokens=2, use_cache=False, pad_token_id=256)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("all of it")
+@pytest.mark.parametrize("config", ["", '{"model_type": "bert"}', "mine", '{"model_type": "tsgdn2"}', "[]"])
+def test_a_folder_with_other_things_is_left_as_it_is(lively: Lively, config: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("all of it")
+    if config:
+        (mine / "config.json").write_text(config)
     with pytest.raises(ConfigError, match="holds something that is no export"):
-        write(model.model, tmp_path / "mine")
-    assert (tmp_path / "mine/thesis.txt").read_text() == "all of it"
+        write(lively(), mine)
+    assert (mine / "thesis.txt").read_text() == "all of it"
+    with pytest.raises(ConfigError, match="holds something that is no export"):
+        write(lively(), mine / "thesis.txt")
+
+
+def test_an_export_of_another_class_is_no_export_of_ours(lively: Lively, tmp_path: Path) -> None:
+    write(lively(), tmp_path / "out")
+    config = (tmp_path / "out/config.json").read_text()
+    (tmp_path / "out/config.json").write_text(config.replace('"tsgdn2"', '"bert"'))
+    with pytest.raises(ConfigError, match="holds something that is no export"):
+        write(lively(), tmp_path / "out")
+    assert (tmp_path / "out/model.safetensors").is_file()
+    (tmp_path / "empty").mkdir()
+    write(lively(), tmp_path / "empty")
     with pytest.raises(CheckpointError, match="holds no model"):
         located(tmp_path)
-    assert LanguageModelConfig().shape.vocabulary == 257
 
 
-def test_an_export_that_fails_leaves_the_older_one_and_no_draft(tmp_path: Path) -> None:
-    first = model_of()
+def test_an_export_that_fails_leaves_the_older_one_and_no_draft(lively: Lively, tmp_path: Path) -> None:
+    first = lively()
     write(first, tmp_path / "out")
 
     class Broken(ByteTokenizer):
@@ -179,7 +139,40 @@ def test_an_export_that_fails_leaves_the_older_one_and_no_draft(tmp_path: Path) 
         write(LanguageModel(first.config), tmp_path / "out", Broken())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     check(first, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.aside")  # what a kill between the renames leaves
+    (tmp_path / ".out.77.draft").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        write(LanguageModel(first.config), tmp_path / "out", Broken())
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    check(first, tmp_path / "out")
     with pytest.raises(CheckpointError, match="other weights"):
         check(LanguageModel(first.config), tmp_path / "out")
     write(LanguageModel(first.config), tmp_path / "out", ByteTokenizer())
     assert (tmp_path / "out/tokenizer.json").is_file()
+
+
+def test_a_kill_inside_the_swap_loses_no_export(lively: Lively, tmp_path: Path) -> None:
+    first = lively()
+    write(first, tmp_path / "out")
+    torch.manual_seed(7)
+    archive.save(LanguageModel(first.config), tmp_path / "new.safetensors")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "new.safetensors"), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == -9, done.stderr
+    assert not (tmp_path / "out").exists()
+    check(first, tmp_path / ".out.aside")
+    second = archive.load(tmp_path / "new.safetensors")
+    write(second, tmp_path / "out")
+    check(second, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.safetensors", "out"]
+
+
+def test_a_disk_that_takes_no_more_is_an_os_error_and_leaves_no_draft(lively: Lively, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"output: .* can not be written .*; free space"):
+            write(lively(), tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

@@ -12,7 +12,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
 from tsgdn2.errors import ConfigError
-from tsgdn2.evaluation.language.perplexity import Whole, score
+from tsgdn2.evaluation.language.needle import Needle
+from tsgdn2.evaluation.language.perplexity import score
+from tsgdn2.evaluation.language.retrieval import ask
 from tsgdn2.language import archive
 from tsgdn2.language.config import LanguageConfig
 from tsgdn2.language.generation import generate
@@ -21,6 +23,14 @@ from tsgdn2.pipelines.pretrain.harness import HarnessModel
 from tsgdn2.pipelines.pretrain.tokenizer import ByteTokenizer
 
 PAIRS = [("def main", "(self):"), ("", "abc"), ("a", "b"), ("the quick brown fox", " jumps"), ("xy", "z" * 30)]
+
+
+class Whole:
+    """A document of bytes."""
+
+    def __init__(self, text: str) -> None:
+        self.tokens = np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+        self.text_bytes = len(self.tokens)
 
 
 @pytest.fixture
@@ -62,8 +72,7 @@ def test_rolling_likelihood_is_the_length_of_the_code(model: LanguageModel) -> N
     texts = ["a short text", "b", "a longer text " * 5]
     found = harness.loglikelihood_rolling(asked("loglikelihood_rolling", *((text,) for text in texts)))
     for text, likelihood in zip(texts, found, strict=True):
-        whole = Whole(np.frombuffer(text.encode(), np.uint8).astype(np.int64), len(text))
-        assert -likelihood == pytest.approx(score(model, [whole]).nats, abs=1e-9)
+        assert -likelihood == pytest.approx(score(model, [Whole(text)]).nats, abs=1e-9)
 
 
 def test_answers_end_at_their_stops(model: LanguageModel) -> None:
@@ -79,6 +88,40 @@ def test_answers_end_at_their_stops(model: LanguageModel) -> None:
     assert made[0] == whole[0]
     assert made[1] == whole[1].split(stop)[0]
     assert made[2] == tokenizer.decode(generate(model, [torch.tensor(list(b"three"))], tokens=9, stop=(256,))[0])
+
+
+def test_options_of_a_task_are_followed_or_refused(model: LanguageModel) -> None:
+    harness = HarnessModel(model=model, tokenizer=ByteTokenizer(), batch_size=8)
+
+    def made(**options: object) -> str:
+        (text,) = harness.generate_until(asked("generate_until", ("one", {"max_gen_toks": 30, **options})))
+        return text
+
+    greedy, hot = made(), {"do_sample": True, "temperature": 1.5}
+    assert made(temperature=1.5) == made(do_sample=True, temperature=0.0) == greedy
+    assert made(**hot, top_k=1) == made(**hot, top_p=1e-9) == greedy
+    assert made(**hot, seed=3) == made(**hot, seed=3) != made(**hot, seed=4)
+    assert made(num_beams=1, repetition_penalty=1.0) == greedy
+    with pytest.raises(ConfigError, match=r"gen_kwargs: must be of until, .* got {'num_beams': 4}"):
+        made(num_beams=4)
+
+
+def test_a_model_with_more_ids_than_its_tokenizer_says_none_of_them() -> None:
+    torch.manual_seed(2)
+    config = LanguageConfig(vocabulary=320, width=24, layers=2, heads=2, key_dim=8, value_dim=8, mlp=32)
+    model = LanguageModel(config).eval()
+    with torch.no_grad():  # a head that likes the ids at its end
+        model.embedding.weight.mul_(20)
+        model.head.weight[257:] = model.head.weight[257:] * 20
+    ids = torch.arange(97, 107)
+    with torch.no_grad():
+        assert int(model(ids, model.documents([10]))[0].argmax(-1).max()) > 256
+    harness = HarnessModel(model=model, tokenizer=ByteTokenizer(), max_gen_toks=20)
+    sampled = {"do_sample": True, "temperature": 2.0, "seed": 0}
+    assert len(harness.generate_until(asked("generate_until", ("abcdefghij", {}), ("abcdefghij", sampled)))) == 2
+    needle = Needle(task="s-niah-1", length=40, number=0, prompt="abcdefghij", tokens=ids.numpy(), answer="7", room=20,
+                    key="key", depth=0.5)  # fmt: skip
+    assert len(list(ask(model, [needle], ByteTokenizer()))) == 1
 
 
 def test_the_harness_finds_the_model_by_its_name_and_opens_a_checkpoint(model: LanguageModel, tmp_path: Path) -> None:

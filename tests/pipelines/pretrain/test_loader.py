@@ -111,7 +111,8 @@ def test_a_restored_state_goes_on_as_if_never_stopped(read: int, ranks: int, win
         first = TokenLoader(shards, **options)
         list(islice(first, read))
         state = first.state_dict()
-        assert state == dict(zip(("epoch", "position"), divmod(read * windows * ranks, 14), strict=True))
+        place = dict(zip(("epoch", "position"), divmod(read * windows * ranks, 14), strict=True))
+        assert state == place | {"identity": first.identity}
         second = TokenLoader(shards, **options)
         second.load_state_dict(state)
         assert all(same(one, other) for one, other in zip(islice(first, 5), islice(second, 5), strict=True))
@@ -161,11 +162,26 @@ def test_small_orders_are_all_drawn_about_equally_often() -> None:
     assert min(counts) > 100  # 200 expected
 
 
-def test_without_shuffling_windows_come_in_order(tmp_path: Path) -> None:
-    loader = TokenLoader(numbered(tmp_path, 95), length=10, windows=3, shuffle=False, epochs=1)
-    assert [batch.windows for batch in loader] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+def test_the_last_batch_and_window_may_be_smaller_and_then_it_ends(tmp_path: Path) -> None:
+    loader = TokenLoader(numbered(tmp_path, 95), length=10, windows=3, epochs=1)
+    batches = list(loader)
+    assert [len(batch.windows) for batch in batches] == [3, 3, 3, 1]
+    assert sum(len(batch.tokens) for batch in batches) == 95
     assert len(loader) == 4
     assert list(loader) == []
+
+
+def test_a_state_of_another_corpus_length_or_seed_is_refused_and_an_old_one_believed(tmp_path: Path) -> None:
+    shards, other = numbered(tmp_path / "a", 200), packed(tmp_path / "b", [[7] * 199], 50)
+    loader = TokenLoader(shards, length=10, windows=2, seed=1)
+    state = loader.state_dict()
+    TokenLoader(shards, length=10, windows=1, seed=1, rank=1, ranks=2).load_state_dict(state)
+    for foreign in (TokenLoader(shards, length=10, windows=2, seed=2), TokenLoader(shards, length=8, windows=2, seed=1),
+                    TokenLoader(other, length=10, windows=2, seed=1)):  # fmt: skip
+        with pytest.raises(ConfigError, match="state: it belongs to another corpus, length of window or seed"):
+            foreign.load_state_dict(state)
+    loader.load_state_dict({"epoch": 2, "position": 5})
+    assert loader.state_dict() == {"epoch": 2, "position": 5, "identity": loader.identity}
 
 
 def test_a_rank_without_windows_gets_one_that_counts_nothing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tsgdn2.pipelines.cli import main
 from tsgdn2.pipelines.pretrain.jobs import Prepare
 from tsgdn2.pipelines.pretrain.loader import TokenLoader
 from tsgdn2.pipelines.pretrain.prepare import Pace, run
+from tsgdn2.pipelines.pretrain.prepared import loses_text
 from tsgdn2.pipelines.pretrain.tokenizer import load_tokenizer
 from tsgdn2.pipelines.screen import Phase, Screen
 
@@ -222,3 +223,61 @@ def test_the_library_becomes_a_corpus_of_which_the_loader_reads(tmp_path: Path) 
     loader = TokenLoader(train, length=256, windows=4, epochs=1)
     assert sum(len(batch.tokens) for batch in loader) == train.tokens
     assert train.text_bytes + TokenShards(tmp_path / "validation").text_bytes >= 300_000
+
+
+def words_tokenizer(path: Path) -> Path:
+    """A tokenizer.json of three words, which takes every other one for unknown."""
+    tokenizers = pytest.importorskip("tokenizers")
+    known = {"[UNK]": 0, "one": 1, "two": 2, "three": 3, "</s>": 4}
+    engine = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="[UNK]"))
+    engine.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    engine.add_special_tokens(["</s>"])
+    engine.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("word", ["two", "four"])
+def test_a_tokenizer_that_loses_text_is_found_out_and_a_restart_does_not_forget_it(tmp_path: Path, word: str) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in range(40):
+        kinds = " ".join(("one", "two", "three")[number // 3**place % 3] for place in range(4))
+        (folder / f"{number:02d}.txt").write_text(kinds if number != 3 else f"one {word} three")
+    job = Prepare(text=str(folder), output=tmp_path / "out", tokenizer=str(words_tokenizer(tmp_path / "w.json")),
+                  shard_tokens=12, validation_every=4, quiet=True)  # fmt: skip
+    read = Corpus.documents
+
+    def until_ten(self: Corpus, start: Any = (0, 0, 0)) -> Any:
+        for document in read(self, start):
+            if document.cursor[1] == 10:
+                raise KeyboardInterrupt
+            yield document
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tsgdn2.pipelines.pretrain.prepare._BATCH_DOCUMENTS", 1)
+        patch.setattr(Corpus, "documents", until_ten)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    assert (tmp_path / "out" / "train" / "shard-000001.tokens").is_file()
+    run(job)
+    tokenizer = load_tokenizer(tmp_path / "out")
+    assert not tokenizer.exact
+    assert loses_text(tmp_path / "out", tokenizer) == (word == "four")
+    run(job)
+    assert loses_text(tmp_path / "out", tokenizer) == (word == "four")
+
+
+def test_where_nothing_says_whether_text_was_lost_a_probe_does(tmp_path: Path) -> None:
+    run(Prepare(text=str(texts(tmp_path / "text", 8)), output=tmp_path / "out", quiet=True))
+    assert not loses_text(tmp_path / "out", load_tokenizer(tmp_path / "out"))
+    (tmp_path / "out" / "prepare.json").unlink()
+    assert not loses_text(tmp_path / "out", load_tokenizer(tmp_path / "out"))
+    assert loses_text(tmp_path / "out", load_tokenizer(words_tokenizer(tmp_path / "w.json")))
+
+
+def test_the_token_that_ends_a_document_can_be_named(tmp_path: Path) -> None:
+    source, file = texts(tmp_path / "text", 8), words_tokenizer(tmp_path / "w.json")
+    run(Prepare(text=str(source), output=tmp_path / "out", tokenizer=str(file), end="[UNK]", quiet=True))
+    assert load_tokenizer(tmp_path / "out").end_of_document == 0
+    with pytest.raises(ConfigError, match="end: is for a tokenizer"):
+        Prepare(end="</s>")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tsgdn2.errors import ConfigError
+from tsgdn2.language.config import LanguageConfig
 from tsgdn2.language.cost import footprint
 from tsgdn2.pipelines.cli import main
 from tsgdn2.pipelines.pretrain.recipes import FOLDER, located, named, names, recipe
@@ -62,10 +63,44 @@ def test_a_wrong_name_lists_the_right_ones_and_a_wrong_field_is_named(
 ) -> None:
     assert main(["pretrain", "run", "--config", "gdn3", "--data", "x"]) == 2
     assert "one of gdn-1.3b, gdn2-1.3b" in capsys.readouterr().err
+
+
+NETWORK = "model: {vocabulary: 9, width: 8, layers: 1, heads: 1, mlp: 8}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (NETWORK + "training: {peek: 1}\n", "'training' does not accept option 'peek'"),
+        (NETWORK + "nothing: 1\n", "'nothing' is not accepted"),
+        (NETWORK + "training:\n", "NoneType"),
+        (NETWORK + "output: 5\n", "output"),
+        (NETWORK + "training: {length: 1}\n", "length: must be at least 2 tokens"),
+        ("model:\n", "must map `model`"),
+        ("model: {vocabulary: 9, width: 8, layers: 1, heads: 1}\n", r"required: model\.mlp"),
+        ("model: {vocabulary: nine, width: 8, layers: 1, heads: 1, mlp: 8}\n", "model.vocabulary"),
+        ("[1]", "must map `model`"),
+        ("a: [", "must map `model`"),
+        ("", "must map `model`"),
+    ],
+)
+def test_what_a_file_gets_wrong_is_told_in_one_error(tmp_path: Path, text: str, told: str) -> None:
     own = tmp_path / "own.yaml"
-    own.write_text("model: {vocabulary: 9, width: 8, layers: 1, heads: 1, mlp: 8}\ntraining: {peek: 1}\n")
-    with pytest.raises(ConfigError, match=r"unknown fields \['training.peek'\]"):
+    own.write_text(text)
+    with pytest.raises(ConfigError, match=told):
         recipe(str(own), tmp_path)
-    own.write_text("[1]")
-    with pytest.raises(ConfigError, match="must map `model`"):
-        recipe(str(own), tmp_path)
+
+
+def test_a_number_is_read_as_the_command_reads_it(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(NETWORK + "training: {peak: 4e-4}\noutput: there\n")
+    job = recipe(str(own), tmp_path, fresh=True)
+    assert job.training.peak == 4e-4
+    assert (job.output, job.data, job.fresh) == (Path("there"), tmp_path, True)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "3", '{"width": 8}', '{"vocabulary": "x", "width": 8, "layers": 1, '
+                                  '"heads": 1, "mlp": 8}'])  # fmt: skip
+def test_a_shape_that_is_none_is_told_in_one_error(text: str) -> None:
+    with pytest.raises(ConfigError, match="config"):
+        LanguageConfig.from_json(text)

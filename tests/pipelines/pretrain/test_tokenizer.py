@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Engine
+from transformers import AutoTokenizer
 
 from tsgdn2.errors import ConfigError, SchemaError
 from tsgdn2.pipelines.pretrain.tokenizer import END, ByteTokenizer, PairTokenizer, Tokenizer, load_tokenizer
@@ -116,12 +117,34 @@ def test_a_tokenizer_that_changes_text_says_so(tmp_path: Path) -> None:
 
 def test_the_end_of_a_document_is_looked_for_and_can_be_named(tmp_path: Path) -> None:
     PAIRS.save(tmp_path)
-    assert load_tokenizer(tmp_path, "the").end_of_document == PAIRS.encode("the")[0]
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    other = {**content["added_tokens"][0], "id": PAIRS.vocabulary, "content": "<stop>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": [*content["added_tokens"], other]}))
+    assert load_tokenizer(tmp_path, "<stop>").end_of_document == PAIRS.vocabulary
     with pytest.raises(ConfigError, match="has none of <none>"):
         load_tokenizer(tmp_path, "<none>")
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "zebra"}}')
     with pytest.raises(ConfigError, match="has none of zebra"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("end", ["the", END])
+def test_an_end_that_a_text_can_spell_is_refused(end: str, tmp_path: Path) -> None:
+    PAIRS.save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["added_tokens"][0]["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="end: must be a special token, which no text can hold"):
+        load_tokenizer(tmp_path, end)
+
+
+@BOTH
+def test_what_is_saved_says_how_to_pad(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    made = theirs(["ab", "a"], padding=True)
+    assert made["attention_mask"] == [[1, 1], [0, 1]]
+    assert made["input_ids"][1] == [tokenizer.end_of_document, *tokenizer.encode("a")]
 
 
 def test_what_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
