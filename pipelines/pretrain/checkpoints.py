@@ -159,7 +159,7 @@ class Checkpoints:
             raise
         _to_disk(self.folder)
         steps = [step for step in self.steps() if step <= saved.progress.step]
-        for step in sorted({*self.steps()} - {*steps[-self.keep :]}):  # a later one is damaged, or it had been gone on from
+        for step in sorted({*self.steps()} - {*steps[-self.keep :]}):  # later ones are damaged
             shutil.rmtree(self.path(step))
 
     def read(self, identity: Mapping[str, Any]) -> Reading | None:
@@ -183,7 +183,9 @@ class Checkpoints:
             return found[0].saved if found else None
 
         told = from_first(saved)
-        return found[0] if found else told and Reading(saved=told, weights={}, moments={})
+        if found or told is None:
+            return found[0] if found else None
+        return Reading(saved=told, weights={}, moments={})
 
     def _newest(self, identity: Mapping[str, Any]) -> list[Reading]:
         """The newest one that can be read; none where there is none."""

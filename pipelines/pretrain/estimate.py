@@ -122,7 +122,7 @@ class Estimate:
                 f"{_size(self.activations[False])} / {_size(self.activations[True])}",
             "memory of a device: needed": _size(self.total),
             "memory of a device: to use": "not known" if self.available is None else _size(self.available),
-            "peak of a device": f"{self.peak / 1e12:,.4g} Tflop/s" + ("" if self.peak_known else ", an H100's, assumed"),
+            "peak of a device": f"{self.peak / 1e12:,.4g} Tflop/s" + ("" if self.peak_known else ", assumed"),
             "steps": f"{self.steps:,}",
             "time": _duration(self.seconds),
             "cost": f"{self.cost:,.2f}",
@@ -180,7 +180,8 @@ def estimate(
         parameters=cost.parameters, vocabulary_parameters=cost.vocabulary_parameters,
         state_bytes_per_document=cost.state_bytes, operations=cost.operations, kind=kind, devices=cluster.devices,
         bytes=sizes, activations=activations, available=None if given is None else int(given * (1 - cluster.reserve)),
-        peak=peak, peak_known=known is not None, steps=training.steps, seconds=seconds, cost=seconds / 3600 * cluster.devices * cluster.price,
+        peak=peak, peak_known=known is not None, steps=training.steps, seconds=seconds,
+        cost=seconds / 3600 * cluster.devices * cluster.price,
     )  # fmt: skip
 
 
@@ -217,7 +218,8 @@ def _weigh(config: LanguageConfig, layer: int, precision: str) -> _Weighed:
     more = lengths[-1] - lengths[0]
     state = {} if isinstance(block.mixer, AttentionMixer) else block.mixer.initial_state(1)
     return _Weighed(kept=(kept_longer - kept) / more, most=(most_longer - most) / more,
-                    state=sum(t.nbytes for t in state.values()), matrix=max(p.numel() for p in block.parameters()))  # fmt: skip
+                    state=sum(t.nbytes for t in state.values()),
+                    matrix=max(p.numel() for p in block.parameters()))  # fmt: skip
 
 
 def _lived(block: Block, config: LanguageConfig, tokens: int, precision: str) -> tuple[int, int]:
@@ -235,19 +237,19 @@ def _lived(block: Block, config: LanguageConfig, tokens: int, precision: str) ->
     return kept, live.most
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of tensors that operations make, while they live, and the most at a time; those of some shapes left out.
 
     Products of matrices come as zeros: their size is all that counts here, and a CPU is slow at them in bfloat16.
     """
 
     def __init__(self, without: Sequence[torch.Size]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._without = {shape for own in without for shape in (tuple(own), tuple(own[::-1]))}
         self._known: set[int] = set()
 
-    def __torch_dispatch__(  # noqa: D105
+    def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten.mm.default:

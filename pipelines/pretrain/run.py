@@ -180,7 +180,7 @@ class Keeper(pl.Callback):
         module = cast(Pretraining, pl_module)
         told = strategy.gathered((module.progress, module.loader_state))
         if any(one != told[0] for one in told):
-            raise CheckpointError(f"output: the ranks are not at the same place of the training ({told}); start it again")
+            raise CheckpointError(f"output: the ranks are at different places of the training ({told}); start it again")
         if self.found is not None:
             self.found.into(module.model, trainer.optimizers[0])
             self.found = None  # its host memory is free again

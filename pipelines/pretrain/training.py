@@ -135,7 +135,7 @@ class Pretraining(pl.LightningModule):
         """ConfigError where the ranks that will share gradients are not those that share the windows."""
         own, shared = self.steps.loader.ranks, (self.trainer.world_size, ranks())
         if shared != (own, own):
-            raise ConfigError(f"cluster.strategy: {own} rank(s) share the windows of a step, the trainer has {shared[0]} "
+            raise ConfigError(f"cluster.strategy: {own} rank(s) share a step, the trainer has {shared[0]}, "
                               f"and {shared[1]} have met; take auto, and start the job with torchrun")  # fmt: skip
 
     def train_dataloader(self) -> Steps:

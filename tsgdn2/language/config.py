@@ -102,7 +102,7 @@ class LanguageConfig:
         except ConfigError:
             raise
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"config: is not what `to_json` writes ({error}); take it from the model again") from error
+            raise ConfigError(f"config: is not what `to_json` writes ({error}); take it from a model") from error
 
     @property
     def fingerprint(self) -> str:

@@ -3,9 +3,9 @@
     python attempts.py HOME OUTPUT MOMENT MOMENT ..        HOME as conftest's fixture makes it
 
 Each attempt is a process of its own, forked before this one has computed anything, on the same output. A moment is
-`event:n`: at the n-th event of that name that concerns a checkpoint the process kills itself with SIGKILL, without a
-chance to tidy up; `never` lets it end. Events are those of sys.addaudithook, which come from the interpreter itself, so
-what runs is the real thing. The exit of every attempt is printed.
+`event:n`: at the n-th event of that name that concerns a checkpoint (`event@word:n`: whose arguments have the word) the
+process kills itself with SIGKILL, without a chance to tidy up; `never` lets it end. Events are those of
+sys.addaudithook, which come from the interpreter itself, so what runs is the real thing. Every exit is printed.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from pathlib import Path
 
 def killer(moment: str) -> Callable[[str, tuple[object, ...]], None]:
     """An audit hook that ends the process at a moment."""
-    name, _, number = moment.partition(":")
+    event_of, _, number = moment.partition(":")
+    name, _, word = event_of.partition("@")
     left = int(number or 0)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal left
-        if event == name and any("step-" in str(argument) for argument in arguments):
+        if event == name and any((word or "step-") in str(argument) for argument in arguments):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)

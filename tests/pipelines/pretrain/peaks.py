@@ -1,6 +1,6 @@
 """How much memory steps of a training really take, each kind in a process of its own: a program for test_estimate.py.
 
-    python peaks.py                reads a list of jobs from stdin, [[model, training], ..] as JSON; prints bytes of each
+    python peaks.py        reads a list of jobs from stdin, [[model, training], ..] as JSON; prints bytes of each
 
 A process is forked for each after one that warms torch up; the peak is the kernel's own count of what is resident, from
 before the model is made on. The allocator hands what is freed back at once, so that only what lives is counted.
@@ -28,19 +28,18 @@ def resident(name: str) -> int:
 
 
 def train(config: LanguageConfig, options: TrainingOptions) -> None:
-    """Two steps of two micro-batches, as Pretraining makes them."""
+    """Two steps, as Pretraining makes them, so that the second one meets the optimiser's moments."""
     model = LanguageModel(config)
     model.checkpointing = options.checkpointing
     optimizer = torch.optim.AdamW(groups(model, options), lr=1e-4)
     tokens = torch.randint(0, config.vocabulary, (options.micro_windows * options.length,))
-    for micro in range(4):
+    for _ in range(2):
         with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bfloat16"):
             at = model.documents([options.length] * options.micro_windows)
             loss = model.loss(tokens, tokens, torch.ones(len(tokens), dtype=torch.bool), at)
         loss.backward()
-        if micro % 2:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def main() -> None:

@@ -73,7 +73,8 @@ def main() -> None:
     from tsgdn2.pipelines.pretrain.run import run
     from tsgdn2.pipelines.pretrain.strategy import World
 
-    rank, said = World.here().rank, {}
+    rank = World.here().rank
+    said: dict[str, Any] = {}
     for kind in ("ddp", "fsdp"):
         job = made.small_job(home, output=kind)
         run(replace(job, cluster=replace(job.cluster, strategy=kind)))

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from tsgdn2.pipelines.pretrain.telemetry import read_curve
 PROGRAM = Path(__file__).with_name("ranks.py")
 TOLERANCE = {"float32": 1e-6, "bfloat16": 2e-2}
 """Of loss and gradient norm, relative."""
-WEIGHTS = {"float32": 2e-5, "bfloat16": 4e-3}
-"""Of weights, absolute: steps are 1e-2."""
+WEIGHTS = {"float32": 2e-5, "bfloat16": 2e-2}
+"""Of weights, absolute: steps are up to 1e-2, and AdamW makes a whole one of a gradient that rounding turns."""
 
 
 def newest(output: Path, step: int = 6) -> Path:
@@ -53,10 +54,10 @@ def same(output: Path, whole: Path, step: int, precision: str = "float32", rows:
     assert [row["step"] for row in got] == [row["step"] for row in expected]
     for one, other in zip(got, expected, strict=True):
         assert one == pytest.approx(other, rel=TOLERANCE[precision], abs=TOLERANCE[precision])
-    one, other = (load_file(newest(folder, step) / "model.safetensors") for folder in (output, whole))
-    assert one.keys() == other.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=0, atol=WEIGHTS[precision])
+    weights, right = (load_file(newest(folder, step) / "model.safetensors") for folder in (output, whole))
+    assert weights.keys() == right.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], right[name], rtol=0, atol=WEIGHTS[precision])
     saved, wanted = (json.loads((newest(folder, step) / "progress.json").read_text()) for folder in (output, whole))
     assert [saved[key] for key in ("progress", "loader")] == [wanted[key] for key in ("progress", "loader")]
 
@@ -81,14 +82,20 @@ def test_one_process_goes_on_from_what_two_ranks_wrote(job: Pretrain, ranks: Pat
     same(job.output, finished.output, 6, rows=slice(-2, None))
 
 
-def test_bfloat16_a_hybrid_and_a_tied_head_are_sharded_as_they_are_on_one_device(
-    mixed: Pretrain, ranks: Path
-) -> None:
+def test_bfloat16_a_hybrid_and_a_tied_head_are_sharded_as_they_are_on_one_device(mixed: Pretrain, ranks: Path) -> None:
     assert mixed.output is not None
     assert (mixed.model.layer_mixers, mixed.model.tied) == (("gdn2", "attention"), True)
     assert mixed.training.precision == "bfloat16"
     run(mixed)
+    exact = replace(mixed, output=mixed.runs / "exact", training=replace(mixed.training, precision="float32"))
+    run(exact)
     same(ranks / "mixed", mixed.output, 3, "bfloat16")
+    sharded, alone, right = (
+        torch.cat([t.flatten() for _, t in sorted(load_file(newest(folder, 3) / "model.safetensors").items())])
+        for folder in (ranks / "mixed", mixed.output, mixed.runs / "exact")
+    )
+    rounding = (alone - right).square().mean().sqrt()  # of bfloat16 itself, on one device
+    assert 0 < (sharded - alone).square().mean().sqrt() < 1.5 * rounding
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from tsgdn2.errors import CheckpointError, ConfigError
-from tsgdn2.pipelines.pretrain.checkpoints import CHECKPOINTS, Checkpoints
+from tsgdn2.language.model import LanguageModel
+from tsgdn2.pipelines.pretrain.checkpoints import CHECKPOINTS, Checkpoints, Saved
 from tsgdn2.pipelines.pretrain.jobs import Pretrain
 from tsgdn2.pipelines.pretrain.run import run
 from tsgdn2.pipelines.pretrain.telemetry import read_curve
+from tsgdn2.pipelines.pretrain.training import groups
 
 PROGRAM = Path(__file__).with_name("attempts.py")
 
@@ -40,7 +43,7 @@ def same_bits(one: Path, other: Path) -> None:
         assert all(torch.equal(left[key], right[key]) for key in left), name
 
 
-def test_a_training_killed_again_and_again_ends_with_the_same_bits(home: Path) -> None:
+def test_a_training_killed_again_and_again_ends_with_the_same_bits(home: Path, finished: Pretrain) -> None:
     draw = random.Random(11)
     moments = [
         f"open:{draw.randrange(1, 12)}",  # while a file of a draft is written
@@ -48,17 +51,20 @@ def test_a_training_killed_again_and_again_ends_with_the_same_bits(home: Path) -
         "os.rename:6",  # all files are there, the folder has not got its name
         f"os.mkdir:{draw.randrange(1, 4)}",
         f"shutil.rmtree:{draw.randrange(1, 3)}",  # while an older one is removed
+        "open@result.json:1",  # behind the last checkpoint, before the figures are written
     ]
     said = attempts(home, "killed", *moments, "never")
     assert said == [*(f"{moment} 9" for moment in moments), "never 0"]
-    assert attempts(home, "whole", "never") == ["never 0"]
-    killed, whole = (Checkpoints(home / name / CHECKPOINTS) for name in ("killed", "whole"))
+    assert finished.output is not None
+    killed, whole = (Checkpoints(output / CHECKPOINTS) for output in (home / "killed", finished.output))
     assert killed.steps() == whole.steps() == [5, 6]
     for step in (5, 6):
         same_bits(killed.path(step), whole.path(step))
-    left, right = (json.loads((home / name / "result.json").read_text()) for name in ("killed", "whole"))
+    left, right = (json.loads((output / "result.json").read_text()) for output in (home / "killed", finished.output))
+    assert left["loss"] is not None
+    assert left["validation"] is not None
     assert {k: v for k, v in left.items() if k != "seconds"} == {k: v for k, v in right.items() if k != "seconds"}
-    assert read_curve(home / "killed") == read_curve(home / "whole")
+    assert read_curve(home / "killed") == read_curve(finished.output)
     assert not list((home / "killed" / CHECKPOINTS).glob(".*"))
 
 
@@ -108,6 +114,51 @@ def test_going_on_with_other_settings_is_refused_and_with_other_micro_batches_is
         run(replace(job, fresh=True))
     run(replace(job, training=replace(job.training, micro_windows=4)))
     assert trained.steps() == [5, 6]
+
+
+def test_a_later_checkpoint_that_is_damaged_is_not_counted_among_those_that_are_kept(
+    trained: Checkpoints, job: Pretrain
+) -> None:
+    shutil.copytree(trained.path(6), trained.path(10))
+    for step in (6, 10):
+        (trained.path(step) / "model.safetensors").write_bytes(b"")
+    run(replace(job, training=replace(job.training, keep=1)))
+    assert trained.steps() == [6]
+    assert trained.read(json.loads((trained.path(6) / "progress.json").read_text())["identity"]) is not None
+
+
+def test_rarer_checkpoints_and_points_change_no_bit_and_lose_no_more_than_is_between_two(
+    trained: Checkpoints, job: Pretrain
+) -> None:
+    rarer = replace(job, output=job.runs / "rarer", training=replace(job.training, checkpoint_every=4, log_every=5))
+    run(rarer)
+    own = Checkpoints(job.runs / "rarer" / CHECKPOINTS)
+    assert own.steps() == [4, 6]
+    same_bits(own.path(6), trained.path(6))
+    shutil.rmtree(own.path(6))
+    run(replace(rarer, training=replace(job.training, log_every=1)))
+    assert own.steps() == [5, 6]
+    same_bits(own.path(6), trained.path(6))
+
+
+def test_a_full_disk_leaves_the_older_checkpoints_whole(trained: Checkpoints, job: Pretrain) -> None:
+    text = (trained.path(6) / "progress.json").read_text()
+    saved = Saved.from_json(text, trained.path(6))
+    later = replace(saved, progress=replace(saved.progress, step=7))
+    model = LanguageModel(job.model)
+    optimizer = torch.optim.AdamW(groups(model, job.training))
+    before, limits = trained.steps(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_192, limits[1]))  # a file of a checkpoint is larger
+    try:
+        with pytest.raises(CheckpointError, match=r"step 7 could not be written .* make room"):
+            trained.write(model, optimizer, later)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert trained.steps() == before
+    assert not list(trained.folder.glob(".*"))
+    assert trained.read(saved.identity) is not None
+    trained.write(model, optimizer, later)
+    assert trained.steps() == [5, 6, 7]
 
 
 def test_all_checkpoints_damaged_is_an_error(trained: Checkpoints) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from tsgdn2.datasets.tokens import TokenShards
 from tsgdn2.language.config import LanguageConfig
+from tsgdn2.language.cost import footprint
 from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain import strategy
 from tsgdn2.pipelines.pretrain.jobs import Pretrain
@@ -77,13 +79,16 @@ def test_loss_and_gradient_norm_are_those_of_the_mean_over_the_whole_step(job: P
 
 
 def test_one_by_four_and_four_by_one_give_the_same_weights(job: Pretrain) -> None:
-    results = []
+    results, weights = [], []
     for micro in (2, 8):
         got = module(job, micro_windows=micro)
         strategy.fit(strategy.trainer(ONE, World()), got)
         assert got.result is not None
         results.append((got.result.loss, got.result.gradient_norm))
+        weights.append([p.detach().clone() for p in got.model.parameters()])
     assert results[0] == pytest.approx(results[1], rel=1e-5)
+    for one, other in zip(*weights, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5)  # steps are 1e-2
 
 
 def test_a_gradient_that_is_not_finite_leaves_the_step_out_and_the_training_goes_on(job: Pretrain) -> None:
@@ -148,8 +153,29 @@ def test_bfloat16_is_the_products_alone_and_states_stay_in_float32(job: Pretrain
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=1e-2)
     assert rounded.item() != exact.item()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
-    assert all(layer["memory"].dtype == torch.float32 for layer in state.layers if "memory" in layer)
+    for p in model.parameters():
+        assert p.grad is not None
+        assert p.grad.dtype == torch.float32
+        assert p.grad.isfinite().all()
+    remembered = [t for layer in state.layers for t in layer.values()]
+    assert remembered
+    assert all(t.dtype == torch.float32 for t in remembered)
+
+
+@pytest.mark.parametrize("teraflops", [1e-5, None])
+def test_mfu_is_operations_over_the_peak_and_left_out_where_nobody_knows_it(
+    job: Pretrain, capsys: pytest.CaptureFixture[str], teraflops: float | None
+) -> None:
+    job = replace(job, training=replace(job.training, tokens=2 * 192))
+    run(replace(job, cluster=replace(job.cluster, teraflops=teraflops)))
+    said = capsys.readouterr().out
+    speed = re.search(r"([\d,]+) tokens/s(?:, MFU ([\d.]+)%)?", said)
+    assert speed is not None
+    if teraflops is None:
+        assert speed[2] is None
+        return
+    operations = footprint(job.model, context=job.training.length).operations
+    assert float(speed[2]) == pytest.approx(100 * operations * float(speed[1].replace(",", "")) / 1e7, rel=0.01)
 
 
 @given(st.integers(1, 40), st.integers(0, 3_000), st.floats(0, 1))

@@ -94,13 +94,13 @@ def test_operations_of_a_scan_are_those_of_its_products_one_by_one() -> None:
 
 
 def test_operations_of_small_shapes_counted_by_hand() -> None:
-    shape = {"vocabulary": 10, "width": 4, "layers": 1, "heads": 1, "key_dim": 2, "value_dim": 4, "mlp": 8}
-    attention = footprint(LanguageConfig(**shape, mixer="attention", attention_window=3), context=6)
+    shape = LanguageConfig(vocabulary=10, width=4, layers=1, heads=1, key_dim=2, value_dim=4, mlp=8)
+    attention = footprint(replace(shape, mixer="attention", attention_window=3), context=6)
     # q, k, v, o: 4 x 16 weights; SwiGLU: 3 x 32; head: 40. A token sees 3 (1 - 3 / 12) = 2.25 keys of 4 channels.
     assert attention.products == 64 + 96 + 40
     assert attention.mixing == 2.25 * (2 * 4 + 2 * 4)
     assert attention.operations == 6 * 200 + 3 * 36
-    gdn2 = footprint(LanguageConfig(**shape))
+    gdn2 = footprint(shape)
     # 6 K V = 48, C (3 K + 2 V) = 64 x 14 = 896, C^2 = 4096.
     assert gdn2.mixing == pytest.approx(48 + 896 + 4096 / 3)
     assert gdn2.mixing_backward == pytest.approx(2 * (48 + 896) + 4096)
