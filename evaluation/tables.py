@@ -89,7 +89,8 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "60 % missing": "missing 0.6",
     },
     "language": {
-        "bits per byte": "bits_per_byte", "weights of the blocks": "parameters", "state, floats a layer": "state_floats",
+        "bits per byte": "bits_per_byte", "weights of the blocks": "parameters",
+        "floats of state a layer": "state_floats",
     },
     "serving": {
         "update, µs": "update_us", "mean of 8": "update_patch_us", "processor": "update_cpu_us",

@@ -108,8 +108,8 @@ class PairTokenizer:
         known = [name for name in ([end] if end else _ENDS) if self._engine.token_to_id(name) is not None]
         if not known:
             looked = end or ", ".join(_ENDS)
-            raise ConfigError(f"end: the tokenizer has none of {looked}; name the token that ends a text as eos_token "
-                              f"in a {SETTINGS} beside it")  # fmt: skip
+            raise ConfigError(f"end: the tokenizer has none of {looked}; name the token that ends a text with "
+                              f"--end, or as eos_token in a {SETTINGS} beside it")  # fmt: skip
         self._content, self.end = content, known[0]
         self._engine.encode_special_tokens = True  # in a text such a token is its letters
         self._engine.no_truncation()
@@ -119,7 +119,7 @@ class PairTokenizer:
         spelt = self.encode_many([self.end, f"a{self.end}b", f"a {self.end} b"])
         if any(self.end_of_document in ids for ids in spelt):
             raise ConfigError(f"end: must be a special token, which no text can hold, got {self.end!r}, which a text "
-                              f"spells; name another one as eos_token in a {SETTINGS} beside it")  # fmt: skip
+                              f"spells; name another one with --end, or as eos_token in a {SETTINGS} beside it")  # fmt: skip
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> PairTokenizer:

@@ -228,10 +228,10 @@ def test_the_library_becomes_a_corpus_of_which_the_loader_reads(tmp_path: Path) 
 def words_tokenizer(path: Path) -> Path:
     """A tokenizer.json of three words, which takes every other one for unknown."""
     tokenizers = pytest.importorskip("tokenizers")
-    known = {"[UNK]": 0, "one": 1, "two": 2, "three": 3, "</s>": 4}
+    known = {"[UNK]": 0, "one": 1, "two": 2, "three": 3}
     engine = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="[UNK]"))
     engine.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    engine.add_special_tokens(["</s>"])
+    engine.add_special_tokens(["</s>", "<end>"])
     engine.save(str(path))
     return path
 
@@ -277,7 +277,9 @@ def test_where_nothing_says_whether_text_was_lost_a_probe_does(tmp_path: Path) -
 
 def test_the_token_that_ends_a_document_can_be_named(tmp_path: Path) -> None:
     source, file = texts(tmp_path / "text", 8), words_tokenizer(tmp_path / "w.json")
-    run(Prepare(text=str(source), output=tmp_path / "out", tokenizer=str(file), end="[UNK]", quiet=True))
-    assert load_tokenizer(tmp_path / "out").end_of_document == 0
+    run(Prepare(text=str(source), output=tmp_path / "out", tokenizer=str(file), end="<end>", quiet=True))
+    assert load_tokenizer(tmp_path / "out").end_of_document == 5
+    with pytest.raises(ConfigError, match=r"got '\[UNK\]', which a text spells"):
+        run(Prepare(text=str(source), output=tmp_path / "other", tokenizer=str(file), end="[UNK]", quiet=True))
     with pytest.raises(ConfigError, match="end: is for a tokenizer"):
         Prepare(end="</s>")
