@@ -102,7 +102,7 @@ LANGUAGE := $(RUNS)/language
 language: language-tokens  ## prepare, train, judge and export a tiny language model; some ten minutes on two cores
 	@$(BIN)/tsgdn2 pretrain run --config tiny --data $(LANGUAGE)/tokens --runs $(RUNS) --output $(LANGUAGE)/tiny
 	@$(BIN)/tsgdn2 pretrain evaluate --checkpoint $(LANGUAGE)/tiny --data $(LANGUAGE)/tokens --runs $(RUNS) \
-		--output $(LANGUAGE)/judged $(BENCH_ARGS)
+		--output $(LANGUAGE)/judged --needle_samples 20 $(BENCH_ARGS)
 	@$(BIN)/tsgdn2 pretrain export --checkpoint $(LANGUAGE)/tiny --runs $(RUNS) --output $(LANGUAGE)/exported
 
 language-mixers: language-tokens  ## the tiny one with GDN-2, KDA and Gated DeltaNet, three seeds; under an hour on two cores

@@ -170,7 +170,7 @@ def _figure(values: Sequence[object]) -> str:
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     if not numbers:
         return "-"
-    if all(isinstance(value, int) for value in values) and len(numbers) == 1:
+    if all(isinstance(value, int) for value in values) and len(set(numbers)) == 1:
         return f"{numbers[0]:,.0f}"
     mean = _text(float(np.mean(numbers)))
     return mean if len(numbers) == 1 else f"{mean} ({_text(min(numbers))} - {_text(max(numbers))})"

@@ -119,7 +119,7 @@ class PairTokenizer:
         spelt = self.encode_many([self.end, f"a{self.end}b", f"a {self.end} b"])
         if any(self.end_of_document in ids for ids in spelt):
             raise ConfigError(f"end: must be a special token, which no text can hold, got {self.end!r}, which a text "
-                              f"spells; name another one with --end, or as eos_token in a {SETTINGS} beside it")  # fmt: skip
+                              f"spells; name another one with --end, or as eos_token in a {SETTINGS}")  # fmt: skip
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> PairTokenizer:
