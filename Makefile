@@ -35,7 +35,7 @@ PLAIN_TESTS := $(filter-out tests/kernels/test_native% tests/kernels/test_target
 
 .DEFAULT_GOAL := help
 .PHONY: help install native quickstart test test-without-compiler test-sanitized sanitized-best sanitized-baseline \
-	probe gift-eval rivals nab calibration serving prequential tables lint format clean
+	probe gift-eval rivals nab calibration serving prequential language language-mixers language-tokens tables lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -96,6 +96,20 @@ prequential: $(NATIVE)  ## ETTh1 row by row with values six hours late: trains, 
 		--runs $(RUNS) --output $(RUNS)/prequential-model
 	@$(BIN)/tsgdn2 backtest --protocol prequential --predictor $(RUNS)/prequential-model --data ett:ETTh1 --delay 6 \
 		--windows 119 --runs $(RUNS) --output $(RUNS)/prequential $(BENCH_ARGS)
+
+# A tiny language model of Python's own sources; each command goes on where it was stopped.
+LANGUAGE := $(RUNS)/language
+language: language-tokens  ## prepare, train, judge and export a tiny language model; some ten minutes on two cores
+	@$(BIN)/tsgdn2 pretrain run --config tiny --data $(LANGUAGE)/tokens --runs $(RUNS) --output $(LANGUAGE)/tiny
+	@$(BIN)/tsgdn2 pretrain evaluate --checkpoint $(LANGUAGE)/tiny --data $(LANGUAGE)/tokens --runs $(RUNS) \
+		--output $(LANGUAGE)/judged --needle_samples 20 $(BENCH_ARGS)
+	@$(BIN)/tsgdn2 pretrain export --checkpoint $(LANGUAGE)/tiny --runs $(RUNS) --output $(LANGUAGE)/exported
+
+language-mixers: language-tokens  ## the tiny one with GDN-2, KDA and Gated DeltaNet, three seeds; under an hour on two cores
+	@$(BIN)/tsgdn2 pretrain compare --data $(LANGUAGE)/tokens --runs $(RUNS) --output $(LANGUAGE)/mixers $(BENCH_ARGS)
+
+language-tokens: $(NATIVE)
+	@$(BIN)/tsgdn2 pretrain prepare --tokenizer bpe --vocabulary 2048 --runs $(RUNS) --output $(LANGUAGE)/tokens
 
 tables: $(NATIVE)  ## make the tables of the READMEs anew from evaluation/results
 	@$(BIN)/python -m tsgdn2.evaluation.tables

@@ -88,6 +88,10 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "T": "x1", "2 T": "x2", "4 T": "x4", "8 T": "x8", "16 T": "x16", "30 % gaps": "gap 0.3",
         "60 % missing": "missing 0.6",
     },
+    "language": {
+        "bits per byte": "bits_per_byte", "weights of the blocks": "parameters",
+        "floats of state a layer": "state_floats",
+    },
     "serving": {
         "update, µs": "update_us", "mean of 8": "update_patch_us", "processor": "update_cpu_us",
         "/ ours": "update_over_ours", "/ youngest": "update_over_youngest", "forecast, µs": "forecast_us",
@@ -166,7 +170,7 @@ def _figure(values: Sequence[object]) -> str:
     numbers = [float(value) for value in values if isinstance(value, int | float)]
     if not numbers:
         return "-"
-    if all(isinstance(value, int) for value in values) and len(numbers) == 1:
+    if all(isinstance(value, int) for value in values) and len(set(numbers)) == 1:
         return f"{numbers[0]:,.0f}"
     mean = _text(float(np.mean(numbers)))
     return mean if len(numbers) == 1 else f"{mean} ({_text(min(numbers))} - {_text(max(numbers))})"

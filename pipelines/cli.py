@@ -2,6 +2,7 @@
 
     tsgdn2 train --config weather.yaml --model.width 96        flags win over the file
     tsgdn2 train --print_config                                 a file to start from
+    tsgdn2 pretrain run --config tiny --data shards             a configuration of the package, by its name
 
 Nothing heavy is imported before a job begins. Exit codes: 0 done, 1 an unexpected fault (with its traceback),
 2 something that the caller can mend, 130 interrupted.
@@ -13,6 +14,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Final
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
@@ -20,8 +22,14 @@ from tsgdn2 import __version__
 from tsgdn2.datasets.errors import DataError
 from tsgdn2.errors import TsgdnError
 from tsgdn2.pipelines.jobs import JOBS, Options, runner
+from tsgdn2.pipelines.pretrain.recipes import named
 
 ABOUT = "State models for streams that never end: train, backtest, stream and audit Gated DeltaNet-2 forecasters."
+GROUPS: Final = {
+    "audit": "Audit what a state evicted (run), or send waiting records (sync).",
+    "pretrain": "Language models: from text to shards (prepare), train (run), evaluate, export and compare them.",
+}
+"""Jobs of two words, by the first."""
 
 
 def parser() -> ArgumentParser:
@@ -30,16 +38,17 @@ def parser() -> ArgumentParser:
     top = ArgumentParser(prog="tsgdn2", description=ABOUT, version=__version__)
     top.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     jobs = top.add_subcommands(dest="job", metavar="JOB", help="tsgdn2 JOB --help lists the options of a job.")
-    verbs = ArgumentParser(description="The eviction audit, and the spool of what MLflow has not got yet.")
     own = {name: _options(options) for name, (options, _) in JOBS.items()}
     for name, options in own.items():
         if " " not in name:
             jobs.add_subcommand(name, options, help=options.description)
-    jobs.add_subcommand("audit", verbs, help="Audit what a state evicted (run), or send waiting records (sync).")
-    audit = verbs.add_subcommands(dest="verb", metavar="VERB")
-    for name, options in own.items():
-        if name.startswith("audit "):
-            audit.add_subcommand(name.removeprefix("audit "), options, help=options.description)
+    for group, about in GROUPS.items():
+        verbs = ArgumentParser(description=about)
+        jobs.add_subcommand(group, verbs, help=about)
+        listed = verbs.add_subcommands(dest="verb", metavar="VERB")
+        for name, options in own.items():
+            if name.startswith(f"{group} "):
+                listed.add_subcommand(name.removeprefix(f"{group} "), options, help=options.description)
     return top
 
 
@@ -61,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="Using `json`-module", category=UserWarning)  # nothing large goes there
     try:
         whole = parser()
-        name, job = _job(whole, whole.parse_args([item for item in given if item != "--debug"]))
+        name, job = _job(whole, whole.parse_args(named([item for item in given if item != "--debug"])))
         runner(name)(job)
     except (TsgdnError, DataError) as error:
         if debug:
@@ -79,9 +88,13 @@ def _job(whole: ArgumentParser, parsed: Namespace) -> tuple[str, object]:
     made = whole.instantiate(parsed)
     name = made["job"]
     values = made[name]
-    if name == "audit":
-        name = f"audit {values['verb']}"
+    if name in GROUPS:
+        name = f"{name} {values['verb']}"
         values = values[values["verb"]]
     options, _ = JOBS[name]
     fields = {key: value for key, value in vars(values).items() if key in options.__dataclass_fields__}
     return name, options(**fields)
+
+
+if __name__ == "__main__":  # torchrun -m tsgdn2.pipelines.cli pretrain run ..
+    sys.exit(main())

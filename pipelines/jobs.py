@@ -22,6 +22,7 @@ from tsgdn2.pipelines.options import (
     ModelOptions,
     at_least_one,
 )
+from tsgdn2.pipelines.pretrain.jobs import PRETRAIN, Verb
 
 __all__ = [
     "JOBS",
@@ -288,7 +289,7 @@ class Bench(Job):
             raise ConfigError(f"quick: only {', '.join(QUICK)} have a quick form, got what={self.what!r}")
 
 
-Options = type[Job] | type[AuditSync]
+Options = type[Job] | type[AuditSync] | Verb
 
 # Job name on the command line: its options, and the module and function that run it.
 JOBS: Final[dict[str, tuple[Options, str]]] = {
@@ -300,6 +301,7 @@ JOBS: Final[dict[str, tuple[Options, str]]] = {
     "audit sync": (AuditSync, "audit_sync"),
     "probe": (Probe, "probe"),
     "bench": (Bench, "bench"),
+    **PRETRAIN,
 }
 
 

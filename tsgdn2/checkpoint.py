@@ -23,9 +23,9 @@ from tsgdn2.errors import CheckpointError
 
 _DTYPES: Final = {
     torch.bool: "BOOL", torch.uint8: "U8", torch.int32: "I32", torch.int64: "I64", torch.float16: "F16",
-    torch.float32: "F32", torch.float64: "F64",
+    torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64",
 }  # fmt: skip
-"""What may be in one, and what safetensors calls it; the others have no bytes that numpy could hand out."""
+"""What may be in one, and what safetensors calls it."""
 
 
 class Source(NamedTuple):
@@ -85,7 +85,7 @@ def encode(tensors: Mapping[str, Tensor], facts: Mapping[str, str], *, kind: str
     for name, tensor in sorted(content.items(), key=lambda item: (-item[1].itemsize, item[0])):  # aligned that way
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        parts.append(tensor.numpy().tobytes())
+        parts.append(tensor.flatten().view(torch.uint8).numpy().tobytes())
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     parts[:2] = len(text).to_bytes(8, "little"), text
@@ -117,7 +117,7 @@ def digest(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         if tensor.numel():
-            found.update(tensor.numpy().data.cast("B"))
+            found.update(tensor.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

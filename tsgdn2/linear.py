@@ -6,6 +6,8 @@ A matrix product takes other instructions for a row that does not begin on 16 by
 2024.2): float32 with 2 to 8 outputs and a number of inputs that 4 does not divide, float64 with any outputs and
 an odd number of inputs, differ in their last bits from one place in the tile to another. Filled up, all rows begin
 alike, and `observe` equals `observe_many` for every size of model. It costs a copy of x and W for such sizes alone.
+
+Weights of half precision take an x of full precision and round it, as autocast does.
 """
 
 from __future__ import annotations
@@ -15,10 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 ALIGNED = 4
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [.., I], weight [O, I], bias [O] -> [.., O]."""
+    if weight.dtype in _HALVES and x.dtype == torch.float32:
+        x = x.to(weight.dtype)
     return F.linear(filled(x), filled(weight), bias)
 
 

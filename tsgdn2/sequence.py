@@ -5,7 +5,9 @@
     round r  tokens between two bounds of the norm:  commit i of b is in (count_b + i) // 64, a query after it in
              (count_b + i + 1) // 64, so that it reads the bounded state
 
-The geometry is worked out once per window and shared by all layers; the model's numbers never come here.
+The geometry is worked out once per window and shared by all layers; the model's numbers never come here. Where the norm
+is not bounded (a language model) all of a window is one round. What is worked out on the host goes to the device of the
+model's numbers once.
 
 B sequences, N commits, M queries, R taps of the convolution.
 """
@@ -13,7 +15,7 @@ B sequences, N commits, M queries, R taps of the convolution.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,11 +65,11 @@ class WholePlan(NamedTuple):
 class Rows:
     """Distinct rows of a table of `size`: y_i = x[index_i], and the way back that a gradient takes."""
 
-    def __init__(self, index: Ints, size: int) -> None:
+    def __init__(self, index: Ints, size: int, device: torch.device | None = None) -> None:
         back = np.full(size, len(index), np.int64)
         back[index] = np.arange(len(index))
-        self.size, self.index = size, torch.from_numpy(np.ascontiguousarray(index))
-        self._back = torch.from_numpy(back)
+        self.size, self.index = size, torch.from_numpy(np.ascontiguousarray(index)).to(device)
+        self._back = torch.from_numpy(back).to(device)
 
     def take(self, x: Tensor) -> Tensor:
         """x [size, ..] -> [len, ..]."""
@@ -93,9 +95,16 @@ class Peers:
 
 
 class Sequences:
-    """Geometry of one window: length and count [B] (commits before it), after and owner [M] of its queries."""
+    """Geometry of one window: length and count [B] (commits before it), after and owner [M] of its queries.
 
-    def __init__(self, length: Ints, count: Ints, after: Ints | None = None, owner: Ints | None = None) -> None:
+    bounded: rounds end where the norm is bounded. device: where the model's numbers are.
+    """
+
+    def __init__(
+        self, length: Ints, count: Ints, after: Ints | None = None, owner: Ints | None = None, *,
+        bounded: bool = True, device: torch.device | None = None,
+    ) -> None:  # fmt: skip
+        self.bounded, self.device = bounded, device
         self.length, self.count = np.asarray(length, np.int64), np.asarray(count, np.int64)
         self.offsets = np.concatenate(([0], np.cumsum(self.length)))
         self.size, self.commits = len(self.length), int(self.offsets[-1])
@@ -108,16 +117,37 @@ class Sequences:
         behind_each = len(self.after) == self.commits and bool((self.after == np.arange(self.commits)).all())
         self.dense = behind_each and bool((self.owner == self.own).all())
         """One query after every commit, each asked by that commit's own sequence."""
+        self._rings: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def tensor(self, x: NDArray[Any]) -> Tensor:
+        """What was worked out, where the model's numbers are."""
+        return torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """Commits of its sequence before each commit, those before this window among them, int64 [N]."""
+        return self.tensor(self.count[self.own] + self._done)
+
+    def ring(self, size: int) -> tuple[Tensor, Tensor]:
+        """Commits [n] that are among the last `size` of their sequence, and their places in B rings of `size` slots.
+
+        Commit number i of a sequence, those before this window counted, lies in slot i mod size. Worked out once.
+        """
+        if size not in self._rings:
+            rows = np.flatnonzero(self.offsets[1:][self.own] - np.arange(self.commits) <= size)
+            number = self.count[self.own[rows]] + self._done[rows]
+            self._rings[size] = self.tensor(rows), self.tensor(self.own[rows] * size + number % size)
+        return self._rings[size]
 
     @cached_property
     def commit_owner(self) -> Tensor:
         """Sequence of each commit, int64 [N]."""
-        return torch.from_numpy(self.own)
+        return self.tensor(self.own)
 
     @cached_property
     def query_owner(self) -> Tensor:
         """Sequence of each query, int64 [M]."""
-        return torch.from_numpy(self.owner)
+        return self.tensor(self.owner)
 
     def extended(self, before: Tensor, x: Tensor) -> Tensor:
         """before [B,R-1,C] in front of every sequence of x [N,C]: [N + B (R-1), C]."""
@@ -138,32 +168,34 @@ class Sequences:
     @cached_property
     def query_taps(self) -> Tensor:
         """Row [M] of a convolution of R - 1 taps along the extended inputs that ends at each query's last commit."""
-        return torch.from_numpy(self.after + (TAPS - 1) * self.owner + 1)
+        return self.tensor(self.after + (TAPS - 1) * self.owner + 1)
 
     @cached_property
     def cached(self) -> Rows:
         """The last R - 1 rows of every sequence in the extended inputs, B (R-1)."""
         ends = self.offsets[1:, None] + (TAPS - 1) * np.arange(1, self.size + 1)[:, None]
-        return Rows((ends + np.arange(1 - TAPS, 0)).reshape(-1), self.commits + (TAPS - 1) * self.size)
+        return Rows((ends + np.arange(1 - TAPS, 0)).reshape(-1), self.commits + (TAPS - 1) * self.size, self.device)
 
     @cached_property
     def before(self) -> Rows:
         """Row of what stood before each commit [N], in a table of B carried rows and then those of the commits."""
         index = self.size + np.arange(self.commits) - 1
         index[self.offsets[:-1][self.length > 0]] = np.flatnonzero(self.length)
-        return Rows(index, self.size + self.commits)
+        return Rows(index, self.size + self.commits, self.device)
 
     @cached_property
     def held(self) -> Tensor:
         """Row [M] of what each query still holds, in the same table."""
         carried = self.after < self.offsets[self.owner]
-        return torch.from_numpy(np.where(carried, self.owner, self.size + self.after))
+        return self.tensor(np.where(carried, self.owner, self.size + self.after))
 
     @cached_property
     def last(self) -> Rows:
         """Row [B] of what every sequence ends with, in the same table."""
         return Rows(
-            np.where(self.length > 0, self.size + self.offsets[1:] - 1, np.arange(self.size)), self.size + self.commits
+            np.where(self.length > 0, self.size + self.offsets[1:] - 1, np.arange(self.size)),
+            self.size + self.commits,
+            self.device,
         )
 
     @cached_property
@@ -171,7 +203,7 @@ class Sequences:
         """A scan of the commits alone."""
         place, rounds = self._schedule(self.own, 2 * self._done + 1, self._done)
         at_home = bool((place == np.arange(self.commits)).all())
-        return Plan(rounds, None if at_home else Rows(place, self.commits))
+        return Plan(rounds, None if at_home else Rows(place, self.commits, self.device))
 
     @cached_property
     def whole_plan(self) -> WholePlan:
@@ -181,7 +213,8 @@ class Sequences:
         owner, done = np.concatenate([self.own, self.owner]), np.concatenate([self._done, behind])
         place, rounds = self._schedule(owner, turn, done)
         whole = len(place)
-        return WholePlan(rounds, Rows(place[: self.commits], whole), Rows(place[self.commits :], whole))
+        commits, queries = place[: self.commits], place[self.commits :]
+        return WholePlan(rounds, Rows(commits, whole, self.device), Rows(queries, whole, self.device))
 
     @cached_property
     def _done(self) -> Ints:
@@ -191,7 +224,7 @@ class Sequences:
     def _schedule(self, owner: Ints, turn: Ints, done: Ints) -> tuple[Ints, list[Round]]:
         """Place of every token, by round, sequence and turn; done: commits of its sequence before it."""
         phase = self.count % BOUND_EVERY
-        number = (phase[owner] + done) // BOUND_EVERY
+        number = (phase[owner] + done) // BOUND_EVERY if self.bounded else np.zeros_like(done)
         order = np.lexsort((turn, owner, number))
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
@@ -203,16 +236,16 @@ class Sequences:
 
     def _round(self, r: int, begin: int, end: int, owner: Ints, phase: Ints) -> Round:
         size = np.bincount(owner, minlength=self.size)
-        reached = (phase + self.length) // BOUND_EVERY > r
+        reached = self.bounded & ((phase + self.length) // BOUND_EVERY > r)
         rows = np.arange(self.size) if r == 0 else np.flatnonzero(size)
         offsets = np.concatenate(([0], np.cumsum(size[rows])))
         full = reached[rows]
-        last = torch.from_numpy(offsets[1:][full] - 1)
+        last = self.tensor(offsets[1:][full] - 1)
         return Round(
             slice(begin, end),
-            torch.from_numpy(offsets),
-            None if r == 0 else torch.from_numpy(rows),
-            Bound(torch.from_numpy(full), last) if full.any() else None,
+            self.tensor(offsets),
+            None if r == 0 else self.tensor(rows),
+            Bound(self.tensor(full), last) if full.any() else None,
         )
 
     @cached_property
@@ -222,9 +255,9 @@ class Sequences:
         starts = self.offsets[:-1] + front * np.arange(self.size)
         index[(starts[:, None] + np.arange(front)).reshape(-1)] = np.arange(front * self.size)
         index[np.arange(self.commits) + front * (self.own + 1)] = front * self.size + np.arange(self.commits)
-        return Rows(index, len(index))
+        return Rows(index, len(index), self.device)
 
     @cached_property
     def _convolved(self) -> Rows:
         front = TAPS - 1
-        return Rows(np.arange(self.commits) + front * self.own, self.commits + front * self.size - front)
+        return Rows(np.arange(self.commits) + front * self.own, self.commits + front * self.size - front, self.device)

@@ -6,18 +6,41 @@ side; one property test holds them equal. A query reads and never writes, so `re
 B sequences, N commits and M queries of all of them end to end, D width. A state is a flat dict of tensors, batch first,
 so that a slab of streams, a checkpoint and a test need no knowledge of the mixer. A mixer whose memory is one matrix
 per head under one erase and one write a token (`TracedMixer`) can be audited; of the others it is an error to ask.
+
+In half precision the products' matrices alone are rounded, as under autocast: what a mixer holds itself (decays, steps,
+convolution, norms) and what it remembers stay float32. An attention's ring of keys and values is as its matrices are.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 
 from tsgdn2.sequence import Peers, Sequences
 
 MixerState = dict[str, Tensor]
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def exact(dtype: torch.dtype) -> torch.dtype:
+    """What decays and memories are kept in beside matrices of this dtype."""
+    return torch.float32 if dtype in HALVES else dtype
+
+
+def rounded(x: Tensor) -> Tensor:
+    """A token of the scan as it is given to it: under autocast in its dtype, where GPUs multiply fastest.
+
+    Decays and memories are never rounded, and what is read is back in the memory's dtype.
+    """
+    kind = x.device.type
+    if x.dtype != torch.float32 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class Commits(NamedTuple):
@@ -39,12 +62,28 @@ class Queries(NamedTuple):
     peers: Peers | None = None
 
 
-class Mixer(nn.Module, ABC):
+class Exact(nn.Module):
+    """A module whose own parameters and buffers no cast to half precision reaches; those of its children are cast."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if recurse:
+            for child in self.children():
+                child._apply(fn)  # type: ignore[no-untyped-call]
+
+        def kept(t: Tensor) -> Tensor:
+            made = fn(t)
+            return t.to(made.device) if made.dtype in HALVES and t.dtype not in HALVES else made
+
+        super()._apply(kept, recurse=False)  # type: ignore[no-untyped-call]
+        return self
+
+
+class Mixer(Exact, ABC):
     """One memory behind three verbs; see the module's docstring."""
 
     @abstractmethod
     def initial_state(self, batch: int) -> MixerState:
-        """State of `batch` sequences that have seen nothing, in the module's dtype and device."""
+        """State of `batch` sequences that have seen nothing, on the module's device, in `exact` of its dtype."""
 
     @abstractmethod
     def forward(

@@ -20,6 +20,7 @@ spread over the channels for them, so a simpler member is not a faster one.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from torch.nn import functional as F  # noqa: N812
 from tsgdn2.adjoints import rms_norm, short_conv, unit
 from tsgdn2.kernels.ops import gdn2_scan, gdn2_step
 from tsgdn2.linear import Linear, product
-from tsgdn2.mixers.contract import Commits, MixerState, Queries, TracedMixer
+from tsgdn2.mixers.contract import Commits, MixerState, Queries, TracedMixer, exact, rounded
 from tsgdn2.mixers.gates import DECAY_BOUND, Gates
 from tsgdn2.sequence import BOUND_EVERY, TAPS, Plan, Sequences, WholePlan
 
@@ -83,7 +84,7 @@ class DeltaMixer(TracedMixer):
 
     def initial_state(self, batch: int) -> MixerState:
         """memory [B,H,K,V], inputs [B,3,2HK+HV] and, with a decay, rate [B,H,K] or [B,H,1]; all zero."""
-        new = self.out_proj.weight.new_zeros
+        new = partial(self.out_proj.weight.new_zeros, dtype=exact(self.out_proj.weight.dtype))
         state = {
             "memory": new(batch, self.heads, self.key_dim, self.value_dim),
             "inputs": new(batch, TAPS - 1, self.conv.shape[1]),
@@ -228,12 +229,13 @@ class DeltaMixer(TracedMixer):
         reads = []
         for part in plan.rounds:
             q, k, v, g, b, w = (t[None, part.tokens] for t in tokens)
+            q, k, v, b, w = map(rounded, (q, k, v, b, w))
             held = memory if part.rows is None else memory.index_select(0, part.rows)
             o, held = gdn2_scan(
                 q, k, v, g, b, w, mask=m[None, part.tokens], scale=self.scale, initial_state=held,
                 cu_seqlens=part.offsets,
             )  # fmt: skip
-            read = o[0]
+            read = o[0].to(memory.dtype)
             if part.bound is not None:
                 factor = torch.where(part.bound.rows[:, None], bound_factor(held, self.norm_max), 1.0)
                 if bool((factor < 1).any()):
@@ -249,6 +251,8 @@ class DeltaMixer(TracedMixer):
     def _gates(self, b_in: Tensor, w_in: Tensor, rate_low: Tensor) -> tuple[Tensor, Tensor]:
         """Erase gate [N,H,K] and write gate [N,H,V], those of one number spread over the channels."""
         to_keys, to_values = (-1, -1, self.key_dim), (-1, -1, self.value_dim)
+        kept = self.conv.dtype  # under autocast the products come in bfloat16, gates go on in the weights' dtype
+        b_in, w_in, rate_low = b_in.to(kept), w_in.to(kept), rate_low.to(kept)
         if self.gates.erase == "none":
             b = b_in.new_zeros(len(b_in), self.heads, self.key_dim)
         else:
@@ -301,5 +305,7 @@ def _interleaved(
 
 def bound_factor(memory: Tensor, norm_max: float) -> Tensor:
     """min(1, M / |S|_F) per head, [B,H] for memory [B,H,K,V]; what keeps an endless stream finite (math.md 4)."""
+    if math.isinf(norm_max):
+        return torch.ones_like(memory[..., 0, 0])
     square = memory.square().sum((-2, -1)).clamp_min(norm_max**2)  # clamped before the root: no gradient of sqrt at 0
     return norm_max * square.rsqrt()

@@ -11,6 +11,8 @@ times as much on a CPU):
     h_t = o tanh c_t         dc_t += dh_t o (1 - tanh^2 c_t)                         dc_{t-1} = f dc_t
     d gates = [dc_t u i(1-i), dc_t c_{t-1} f(1-f), dc_t i (1-u^2), dh_t tanh(c_t) o(1-o)]       dh_{t-1} += W^T d gates
 
+In half precision the cell stays float32: its state is fed back into its own products.
+
 B sequences, T tokens of the longest, J hidden units.
 """
 
@@ -24,7 +26,11 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pad_sequence
 
 from tsgdn2.linear import Linear
-from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
+from tsgdn2.mixers.contract import Commits, Exact, Mixer, MixerState, Queries
+
+
+class _Cell(Exact, nn.LSTMCell):
+    """A cell that is not cast to half precision."""
 
 
 class LSTMMixer(Mixer):
@@ -33,12 +39,12 @@ class LSTMMixer(Mixer):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.cell = nn.LSTMCell(width + 2, hidden)
+        self.cell = _Cell(width + 2, hidden)
         self.output = Linear(hidden, width, bias=False)
 
     def initial_state(self, batch: int) -> MixerState:
         """hidden and cell, [B, hidden] each."""
-        zeros = self.output.weight.new_zeros(batch, self.hidden)
+        zeros = self.cell.weight_hh.new_zeros(batch, self.hidden)
         return {"hidden": zeros, "cell": zeros.clone()}
 
     def forward(
@@ -50,19 +56,19 @@ class LSTMMixer(Mixer):
             _with_time(commits.x, commits.observed, commits.elapsed),
             self.cell.weight_ih,
             self.cell.bias_ih + self.cell.bias_hh,
-        )
+        ).to(self.cell.weight_hh.dtype)  # autocast rounds the product, the cell goes on in its own dtype
         # Behind a sequence's end the loop goes on over zeros; nobody reads what comes of it.
         padded = pad_sequence(list(inputs.split(at.length.tolist())))
         held, cells = _Unrolled.apply(padded, self.cell.weight_hh, state["hidden"], state["cell"])  # type: ignore[no-untyped-call]
-        rows, length = torch.arange(at.size), torch.from_numpy(at.length)
+        rows, length = torch.arange(at.size, device=at.device), at.tensor(at.length)
         after = {"hidden": held[length, rows], "cell": cells[length, rows]}
         commit_y = None
         if commit_output:
-            place = torch.from_numpy(np.arange(at.commits) - at.offsets[at.own] + 1)
+            place = at.tensor(np.arange(at.commits) - at.offsets[at.own] + 1)
             commit_y = self.output(held[place, at.commit_owner])
         if queries is None:
             return commit_y, None, after
-        place = torch.from_numpy(at.after - at.offsets[at.owner] + 1)
+        place = at.tensor(at.after - at.offsets[at.owner] + 1)
         asked = _with_time(queries.x, torch.zeros_like(queries.elapsed), queries.elapsed)
         h, _ = self.cell(asked, (held[place, at.query_owner], cells[place, at.query_owner]))
         return commit_y, self.output(h), after

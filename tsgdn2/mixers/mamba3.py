@@ -29,6 +29,7 @@ Out: a floor under A, turns for a part of the key only, and keys shared by group
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ from torch.nn import functional as F  # noqa: N812
 from tsgdn2.adjoints import rms_norm
 from tsgdn2.errors import ConfigError
 from tsgdn2.linear import Linear, product
-from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
+from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries, exact
 from tsgdn2.mixers.delta import bound_factor
 from tsgdn2.mixers.subtokens import Finish, SubTokens, scan
 from tsgdn2.sequence import BOUND_EVERY, Ints, Plan, Round, Sequences
@@ -49,14 +50,17 @@ _EPS = 1e-6
 class Mamba3Mixer(Mixer):
     """Mamba-3 with an explicit state; D width, H heads, K key (even) and V value channels per head, R = rank."""
 
-    def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, rank: int = 1, norm_max: float) -> None:
+    def __init__(
+        self, width: int, *, heads: int, key_dim: int, value_dim: int, rank: int = 1, norm_max: float,
+        decay_from: str = "previous",
+    ) -> None:  # fmt: skip
         super().__init__()
         if key_dim % 2:
             raise ConfigError(f"key_dim: an even number is needed, because keys turn in pairs, got {key_dim}")
         if rank < 1:
             raise ConfigError(f"rank: must be at least 1, got {rank}")
         self.heads, self.key_dim, self.value_dim = heads, key_dim, value_dim
-        self.rank, self.norm_max = rank, norm_max
+        self.rank, self.norm_max, self.decay_from = rank, norm_max, decay_from
         keys, values, turns = rank * heads * key_dim, heads * value_dim, heads * key_dim // 2
         # Query rows first: a query needs q, its gate and the value of its skip and nothing else.
         self.sizes = (keys, values, values, keys, turns, heads, heads, heads)
@@ -75,7 +79,7 @@ class Mamba3Mixer(Mixer):
 
     def initial_state(self, batch: int) -> MixerState:
         """memory [B,H,K,V], key [B,R,H,K], value [B,H,V], angle [B,H,K/2], rate [B,H], all zero."""
-        new = self.out_proj.weight.new_zeros
+        new = partial(self.out_proj.weight.new_zeros, dtype=exact(self.out_proj.weight.dtype))
         return {
             "memory": new(batch, self.heads, self.key_dim, self.value_dim),
             "key": new(batch, self.rank, self.heads, self.key_dim),
@@ -98,8 +102,8 @@ class Mamba3Mixer(Mixer):
         rates, keys = torch.cat([state["rate"], rate]), torch.cat([state["key"], k])
         angles, values = torch.cat([state["angle"], angle]), torch.cat([state["value"], v])
         zetas = torch.cat([torch.zeros_like(state["rate"]), zeta])
-        g = commits.elapsed[:, None] * at.before.take(rates)
-        inside = _inside_round(at.count[at.own] + np.arange(at.commits) - at.offsets[at.own], zeta)
+        g = commits.elapsed[:, None] * (at.before.take(rates) if self.decay_from == "previous" else rate)
+        inside = _inside_round(at, at.own, np.arange(at.commits) - at.offsets[at.own], zeta)
         a = torch.exp(g)
         weight = a * (at.before.take(zetas) * inside + commits.observed[:, None] * (1 - trap) * step)
         k_before = at.before.take(keys)
@@ -132,7 +136,7 @@ class Mamba3Mixer(Mixer):
                 mixed = mixed._replace(q=mixed.q + plan.queries.put(query_q))
                 done = scan(mixed, memory, Plan(plan.rounds), self.norm_max, finish=finish)
                 behind = at.after + 1 - at.offsets[at.owner]
-                held_zeta = zetas.index_select(0, at.held) * _inside_round(at.count[at.owner] + behind, zeta)
+                held_zeta = zetas.index_select(0, at.held) * _inside_round(at, at.owner, behind, zeta)
                 held_k, held_v = (t.index_select(0, at.held) for t in (keys, values))
                 pending = self._met(query_q, held_k, held_zeta[..., None] * held_v)
                 query_read = self._down(plan.queries.take(done.reads)) + pending
@@ -159,7 +163,7 @@ class Mamba3Mixer(Mixer):
         step, rate, angle_step, v = self._stepped(step_in, A_in, turn, v_in, observed)
         angle = _wrapped(state["angle"] + angle_step)
         q, k, trap = self._turned(q_in, 0, angle), self._turned(k_in, 1, angle), trap_in.sigmoid()
-        a = torch.exp(elapsed[:, None] * state["rate"])
+        a = torch.exp(elapsed[:, None] * (state["rate"] if self.decay_from == "previous" else rate))
         eta = observed[:, None] * (1 - trap) * step * a
         memory = a[..., None, None] * state["memory"] + self._written(eta, state["key"], state["value"])
         memory = memory + self._written(trap * step, k, v)
@@ -238,14 +242,14 @@ class Mamba3Mixer(Mixer):
 
         def finish(number: int, part: Round, held: Tensor) -> Tensor:
             first = np.clip(number * BOUND_EVERY - phase, 0, at.length)
-            end = np.clip((number + 1) * BOUND_EVERY - phase, 0, at.length)
-            rows = np.arange(at.size) if part.rows is None else part.rows.numpy()
+            end = np.clip((number + 1) * BOUND_EVERY - phase, 0, at.length) if at.bounded else at.length
+            rows = np.arange(at.size) if part.rows is None else part.rows.cpu().numpy()
             wrote = (end > first)[rows]
             if not wrote.any():
                 return held
-            last = torch.from_numpy((at.offsets[:-1] + end - 1)[rows][wrote])
+            last = at.tensor((at.offsets[:-1] + end - 1)[rows][wrote])
             made = self._written(*(t.index_select(0, last) for t in (zeta, k, v)))
-            return held.index_add(0, torch.from_numpy(np.flatnonzero(wrote)), made)
+            return held.index_add(0, at.tensor(np.flatnonzero(wrote)), made)
 
         return finish
 
@@ -256,16 +260,20 @@ class Mamba3Mixer(Mixer):
         return torch.as_tensor(self.out_proj(gated.flatten(-2)))
 
 
-def _inside_round(count: Ints, like: Tensor) -> Tensor:
-    """1 where `count` [N] commits before do not end at a bound, else 0: [N,1]. At a bound S holds the whole write."""
-    return torch.from_numpy(count % BOUND_EVERY != 0)[:, None].to(like.dtype)
+def _inside_round(at: Sequences, owner: Ints, done: Ints, like: Tensor) -> Tensor:
+    """1 where no bound stands before a token with `done` [N] commits of its `owner` [N] before it in the window: [N,1].
+
+    At a bound S holds the whole write.
+    """
+    inside = (at.count[owner] + done) % BOUND_EVERY != 0 if at.bounded else np.ones(len(owner), np.bool_)
+    return at.tensor(inside)[:, None].to(like.dtype)
 
 
 def _accumulated(angle_step: Tensor, carried: Tensor, at: Sequences) -> Tensor:
     """Angles [N,H,K/2] after each commit; summed in float64, so that a long window equals its steps."""
     sums = torch.cat([angle_step.new_zeros(1, *angle_step.shape[1:], dtype=torch.float64), angle_step.double()])
     sums = sums.cumsum(0)
-    before = carried.double() - sums.index_select(0, torch.from_numpy(at.offsets[:-1]))
+    before = carried.double() - sums.index_select(0, at.tensor(at.offsets[:-1]))
     return _wrapped(before.index_select(0, at.commit_owner) + sums[1:]).to(carried.dtype)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 
@@ -35,7 +35,28 @@ MIMO_RANK = 4
 """Writes and reads a token of mamba3-mimo, as in its paper."""
 
 
-def make_mixer(config: ForecasterConfig, layer: int = 0) -> Mixer:
+class Sizes(Protocol):
+    """What a mixer needs to know of a config: the forecaster's and the language model's have it."""
+
+    @property
+    def layer_mixers(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def width(self) -> int: ...  # noqa: D102
+    @property
+    def heads(self) -> int: ...  # noqa: D102
+    @property
+    def key_dim(self) -> int: ...  # noqa: D102
+    @property
+    def value_dim(self) -> int: ...  # noqa: D102
+    @property
+    def norm_max(self) -> float: ...  # noqa: D102
+    @property
+    def decay_from(self) -> str: ...  # noqa: D102
+    @property
+    def attention_window(self) -> int: ...  # noqa: D102
+
+
+def make_mixer(config: Sizes, layer: int = 0) -> Mixer:
     """The mixer of one layer, at the config's sizes; its name is `config.layer_mixers[layer]`."""
     name, width = config.layer_mixers[layer], config.width
     heads, key_dim, value_dim, norm_max = config.heads, config.key_dim, config.value_dim, config.norm_max
@@ -45,11 +66,12 @@ def make_mixer(config: ForecasterConfig, layer: int = 0) -> Mixer:
     if name in MEMBERS:
         return DeltaMixer(width, gates=MEMBERS[name], **sizes, norm_max=norm_max, decay_from=config.decay_from)
     if name in ("mamba3", "mamba3-mimo"):
-        return Mamba3Mixer(width, **sizes, rank=1 if name == "mamba3" else MIMO_RANK, norm_max=norm_max)
+        rank = 1 if name == "mamba3" else MIMO_RANK
+        return Mamba3Mixer(width, **sizes, rank=rank, norm_max=norm_max, decay_from=config.decay_from)
     if name == "rwkv7":
-        return RWKV7Mixer(width, **sizes, norm_max=norm_max)
+        return RWKV7Mixer(width, **sizes, norm_max=norm_max, decay_from=config.decay_from)
     if name == "swa":
-        return SWAMixer(width, **sizes, window=config.attention_window)
+        return SWAMixer(width, heads=heads, key_dim=key_dim, value_dim=value_dim, window=config.attention_window)
     if name == "lstm":
         return LSTMMixer(width, heads * value_dim)
     return NoMixer(width)

@@ -22,13 +22,14 @@ long gap leaves nothing that could be erased twice. Two sub-tokens of the one sc
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from tsgdn2.adjoints import rms_norm, unit
 from tsgdn2.linear import Linear
-from tsgdn2.mixers.contract import Commits, Mixer, MixerState, Queries
+from tsgdn2.mixers.contract import Commits, Exact, Mixer, MixerState, Queries, exact
 from tsgdn2.mixers.delta import bound_factor
 from tsgdn2.mixers.subtokens import SubTokens, scan
 from tsgdn2.sequence import BOUND_EVERY, Plan
@@ -38,28 +39,35 @@ _FASTEST = math.exp(-0.5)
 _READ, _GATE, _KEY, _VALUE, _ERASE, _DECAY = range(6)
 
 
+class _Up(Exact, Linear):
+    """A layer that stays in float32 in half precision: its bias is a decay's dt_bias."""
+
+
 class _LowRank(nn.Module):
     """bias + f(x A) B, with A [D,rank] and B [rank, out]; B starts at zero, so the bias speaks first."""
 
     def __init__(self, width: int, rank: int, bias: Tensor, *, squash: bool = False) -> None:
         super().__init__()
         self.down = Linear(width, rank, bias=False)
-        self.up = Linear(rank, len(bias))
+        self.up = _Up(rank, len(bias))
         nn.init.zeros_(self.up.weight)
         self.up.bias = nn.Parameter(bias)
         self.squash = squash
 
     def forward(self, x: Tensor) -> Tensor:
         """x [.., D] -> [.., out]."""
-        low = self.down(x)
+        low = self.down(x).to(self.up.weight.dtype)
         return torch.as_tensor(self.up(torch.tanh(low) if self.squash else low))
 
 
 class RWKV7Mixer(Mixer):
     """RWKV-7 with an explicit state; D width, H heads, K key and V value channels per head."""
 
-    def __init__(self, width: int, *, heads: int, key_dim: int, value_dim: int, norm_max: float) -> None:
+    def __init__(
+        self, width: int, *, heads: int, key_dim: int, value_dim: int, norm_max: float, decay_from: str = "previous"
+    ) -> None:
         super().__init__()
+        self.decay_from = decay_from
         self.heads, self.key_dim, self.value_dim, self.norm_max = heads, key_dim, value_dim, norm_max
         keys, values, rank = heads * key_dim, heads * value_dim, value_dim
         self.mix = nn.Parameter(torch.rand(6, width))
@@ -79,7 +87,7 @@ class RWKV7Mixer(Mixer):
 
     def initial_state(self, batch: int) -> MixerState:
         """memory [B,H,K,V], previous [B,D], rate [B,H,K], all zero."""
-        new = self.out_proj.weight.new_zeros
+        new = partial(self.out_proj.weight.new_zeros, dtype=exact(self.out_proj.weight.dtype))
         return {
             "memory": new(batch, self.heads, self.key_dim, self.value_dim),
             "previous": new(batch, self.mix.shape[1]),
@@ -95,7 +103,7 @@ class RWKV7Mixer(Mixer):
         x = self._mixed(commits.x, at.before.take(inputs))
         k, a, erased, v, rate = self._written(x, commits.observed)
         rates = torch.cat([state["rate"], rate])
-        held = at.before.take(rates)
+        held = at.before.take(rates) if self.decay_from == "previous" else rate
         nothing = torch.zeros_like(k)
         r = self._heads(self.read_proj(x[_READ])) if commit_output else nothing
         tokens = SubTokens(
@@ -138,7 +146,8 @@ class RWKV7Mixer(Mixer):
         """One commit per row; see Mixer.step."""
         mixed = self._mixed(x, state["previous"])
         k, a, erased, v, rate = self._written(mixed, observed)
-        r, held = self._heads(self.read_proj(mixed[_READ])), state["rate"]
+        r = self._heads(self.read_proj(mixed[_READ]))
+        held = state["rate"] if self.decay_from == "previous" else rate
         memory = torch.exp(elapsed[:, None, None] * held)[..., None] * state["memory"]
         out = ((erased * torch.exp(-held))[..., None] * memory).sum(-2)
         memory = memory - (a * erased)[..., None] * out[..., None, :] + k[..., None] * v[..., None, :]
@@ -148,7 +157,7 @@ class RWKV7Mixer(Mixer):
             factor = torch.where(full[:, None], bound_factor(memory, self.norm_max), 1.0)
             memory = memory * factor[..., None, None]
         y = self._output(read, self.gate(mixed[_GATE]), self._bonus(r, k, v))
-        return y, {"memory": memory, "previous": x, "rate": rate}
+        return y, {"memory": memory, "previous": x.to(state["previous"].dtype), "rate": rate}
 
     def read(self, x: Tensor, elapsed: Tensor, state: MixerState) -> Tensor:
         """One query per row; see Mixer.read."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tsgdn2.kernels.ops import delta_scan
+from tsgdn2.mixers.contract import rounded
 from tsgdn2.mixers.delta import bound_factor
 from tsgdn2.sequence import Plan, Round
 
@@ -58,7 +59,9 @@ def scan(
     for number, part in enumerate(plan.rounds):
         q, k, e, z, g = (t[part.tokens].flatten(0, 1)[None] for t in tokens)
         held = memory if part.rows is None else memory.index_select(0, part.rows)
+        q, k, e, z = map(rounded, (q, k, e, z))
         o, held = delta_scan(q, k, e, z, g, scale=1.0, initial_state=held, cu_seqlens=part.offsets * times)
+        o = o.to(memory.dtype)
         reads.append(o[0].unflatten(0, (-1, times)) if o.shape[1] else o.new_zeros(0, times, heads, z.shape[-1]))
         held = held if finish is None else finish(number, part, held)
         if part.bound is not None:

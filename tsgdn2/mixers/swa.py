@@ -11,6 +11,7 @@ What is older than W commits is gone, whatever it was, and a step costs W times 
 - The observed weight m is a prior: half a patch counts half as much, and m = 0 is never attended (it takes its place in
   the ring; the forecaster makes no such token). A query reads and is not read; the empty window gives 0.
 - The sink is what a head gives to none of its keys; it starts at weight 1.
+- A language model's attention is attention.py.
 
 | symbol | shape | what |
 |---|---|---|
@@ -80,9 +81,10 @@ class SWAMixer(Mixer):
             behind.append(np.arange(at.commits) - at.offsets[at.own] + 1)
             owner.append(at.own)
         if queries is not None:
-            before = np.append(now.numpy(), 0.0)[np.where(at.after < at.offsets[at.owner], -1, at.after)]
+            own = at.tensor(np.where(at.after < at.offsets[at.owner], -1, at.after))
+            before = torch.cat([now, now.new_zeros(1)])[own]
             readers.append(self._query(product(queries.x, self.in_proj.weight[: self.sizes[0]])))
-            times.append(torch.from_numpy(before) + queries.elapsed.double())
+            times.append(before + queries.elapsed.double())
             behind.append(at.after - at.offsets[at.owner] + 1)
             owner.append(at.owner)
         read = None
@@ -90,8 +92,8 @@ class SWAMixer(Mixer):
             band = _band(at, np.concatenate(behind), np.concatenate(owner), self.window)
             read = self._attend(torch.cat(readers), torch.cat(times), table_k, table_v, table_m, table_t, band)
             read = torch.as_tensor(self.out_proj(read.flatten(-2)))
-        ends = torch.from_numpy(_ring(at, self.window))
-        last = torch.cat([now, now.new_zeros(1)])[torch.from_numpy(np.where(at.length > 0, at.offsets[1:] - 1, -1))]
+        ends = at.tensor(_ring(at, self.window))
+        last = torch.cat([now, now.new_zeros(1)])[at.tensor(np.where(at.length > 0, at.offsets[1:] - 1, -1))]
         after = {
             "keys": _rows(table_k, ends),
             "values": _rows(table_v, ends),
@@ -147,10 +149,10 @@ class SWAMixer(Mixer):
         return torch.softmax(torch.cat([logits, sink], -1), -1)[..., :-1]
 
     def _query(self, x: Tensor) -> Tensor:
-        return rms_norm(x.unflatten(-1, (self.heads, self.key_dim)), self.q_norm, _EPS)
+        return rms_norm(torch.unflatten(x, -1, (self.heads, self.key_dim)), self.q_norm, _EPS)
 
     def _key(self, x: Tensor) -> Tensor:
-        return rms_norm(x.unflatten(-1, (self.heads, self.key_dim)), self.k_norm, _EPS)
+        return rms_norm(torch.unflatten(x, -1, (self.heads, self.key_dim)), self.k_norm, _EPS)
 
 
 class _Band(NamedTuple):
@@ -188,10 +190,10 @@ def _band(at: Sequences, behind: Ints, owner: Ints, window: int) -> _Band:
     place = behind[readers][..., None] - begin[:, None, None]
     seen = (column >= place) & (column < place + window)
     return _Band(
-        torch.from_numpy(readers),
-        torch.from_numpy(_table(at, sequence[:, None], row, window)),
-        torch.from_numpy(seen),
-        torch.from_numpy(block * readers.shape[1] + rank),
+        at.tensor(readers),
+        at.tensor(_table(at, sequence[:, None], row, window)),
+        at.tensor(seen),
+        at.tensor(block * readers.shape[1] + rank),
     )
 
 
@@ -211,7 +213,7 @@ def _table(at: Sequences, sequence: Ints, row: Ints, window: int) -> Ints:
 def _running(elapsed: Tensor, at: Sequences) -> Tensor:
     """Time of each commit [N] since its sequence's last commit before this window."""
     total = torch.cat([elapsed.new_zeros(1), elapsed.cumsum(0)])
-    return total[1:] - total[torch.from_numpy(at.offsets[at.own])]
+    return total[1:] - total[at.tensor(at.offsets[at.own])]
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:
