@@ -85,7 +85,7 @@ def encode(tensors: Mapping[str, Tensor], facts: Mapping[str, str], *, kind: str
     for name, tensor in sorted(content.items(), key=lambda item: (-item[1].itemsize, item[0])):  # aligned that way
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-        parts.append(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        parts.append(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     parts[:2] = len(text).to_bytes(8, "little"), text
