@@ -121,10 +121,10 @@ class Desk:
 
     async def admit(self, request: Request, needed: Needed) -> Caller:
         """Who asks. KeyRefusedError, ForbiddenError, UnavailableError before the service is ready."""
-        if self.settings.keys == "off":
-            self._check_local(request)
         if needed == "open":
             return Caller("", "read", "")
+        if self.settings.keys == "off":
+            self._check_local(request)
         if not self.ready:
             raise UnavailableError("service: it is starting, stopping or has failed; send it again in 2 seconds")
         if self.settings.keys == "off":
@@ -146,14 +146,20 @@ class Desk:
         return receipt
 
     async def deliver(self, delivery: Delivery) -> object:
-        """The sink of connectors: waits as long as it takes, in parts that fit a group."""
+        """The sink of connectors: waits as long as it takes, in parts that fit a group.
+
+        StoreError also where the memory is away: a connector would give up what any other error speaks of.
+        """
         rows = delivery.rows
         if any(US in stream for stream in set(rows.streams)):
             raise ForbiddenError("stream: a name may not hold the control character U+001F; map it to another name")
         if not self.ready:
             raise UnavailableError("service: it is starting or stopping; it comes again")
-        for part in rows.parts(self.memory.limits.group_rows):
-            receipt = await asyncio.wrap_future(self.memory.observe(part))
+        for part in rows.parts(min(self.memory.limits.group_rows, self.memory.limits.queue_rows)):
+            try:
+                receipt = await asyncio.wrap_future(self.memory.observe(part))
+            except ServiceError as error:
+                raise self._away(error) from None
             self._told(part, receipt, part)
         return None
 
@@ -168,9 +174,7 @@ class Desk:
                 "send it again, rows with source and sequence are never taken twice", retry_after=5.0,
             ) from None  # fmt: skip
         except ServiceError as error:
-            if type(error) is ServiceError and not self.memory.status().ready:
-                raise UnavailableError(str(error), retry_after=5.0) from None
-            raise
+            raise self._away(error) from None
 
     async def ask(self, streams: Iterable[str], reading: Callable[[OnlinePredictor], T]) -> T:
         """A reading with these streams (whole names) hot. AsideError for one that is set aside."""
@@ -215,6 +219,11 @@ class Desk:
         """Run what costs time, such as decoding, beside the event loop; few at a time."""
         return await anyio.to_thread.run_sync(lambda: work(*args, **kwargs), limiter=self._decoders)
 
+    def _away(self, error: ServiceError) -> ServiceError:
+        """The error, or what says that one comes again, where the memory has ended."""
+        ended = type(error) is ServiceError and not self.memory.status().ready
+        return UnavailableError(str(error), retry_after=5.0) if ended else error
+
     def _told(self, batch: Batch, receipt: Receipt, rows: Batch | Admitted) -> None:
         if self.hub.clients:
             surprise = receipt.surprise if isinstance(rows, Batch) else receipt.surprise[np.asarray(rows.rows)]
@@ -243,6 +252,9 @@ class Desk:
                     found = await self.ask([stream], partial(_forecast, stream))
                 except TsgdnError:
                     continue  # deleted, set aside or too busy: the next row makes it due again
+                except Exception:
+                    log.exception("service.no_forecast")
+                    continue
                 self.hub.publish("forecast", stream, {
                     "levels": list(found.levels), "channels": list(found.channels),
                     "times": found.times.astype(np.int64).tolist(), "quantiles": found.quantiles.tolist(),

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from tsgdn2.errors import TsgdnError, UnknownStreamError
 from tsgdn2.service.connectors.decoded import clip
-from tsgdn2.service.errors import BusyError, ServiceError
+from tsgdn2.service.errors import BusyError, ServiceError, StoreError
 from tsgdn2.service.tenants import shown
 
 _LONGEST: Final = 2_000
@@ -61,10 +61,8 @@ class AsideError(ServiceError):
     status = 409
 
 
-class UnavailableError(ServiceError):
-    """The memory does not answer now: it starts, it stops, it has failed, or it took too long."""
-
-    status = 503
+class UnavailableError(StoreError):
+    """The memory does not answer now: it starts, it stops, it has failed, or it took too long; a connector waits."""
 
     def __init__(self, message: str, *, retry_after: float = 2.0) -> None:
         """retry_after: seconds after which it is worth trying again."""

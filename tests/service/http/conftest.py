@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from tests.service.http.served import Served, served
+
+from tsgdn2.service.logs import set_up_logs
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +32,16 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def folder(tmp_path: Path) -> Path:
     """A place for a store."""
     return tmp_path
+
+
+@pytest.fixture
+def logged() -> Iterator[io.StringIO]:
+    """Everything that is logged, as JSON."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    stream = io.StringIO()
+    set_up_logs("json", "debug", stream)
+    yield stream
+    structlog.reset_defaults()
+    root.handlers[:] = before
+    root.setLevel(level)
