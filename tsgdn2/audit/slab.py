@@ -193,7 +193,7 @@ class Slab:
         for the reservoir's next write.
         """
         fresh = {name: value[:, : len(slots)] for name, value in self._fitting(tensors).items()}
-        clock = fresh["clock"]
+        clock = fresh["clock"].astype(np.int64, copy=False)
         if clock.shape[1] < len(slots) or ((clock[..., 0] < 0) | (clock[..., 0] > MOST_WRITES)).any():
             raise CheckpointError(
                 f"the audit's clock must be of {len(slots)} slots with 0 to {MOST_WRITES} writes, got {clock.shape[1]} "
