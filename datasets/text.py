@@ -217,7 +217,7 @@ def _matching(pattern: str, column: str) -> Source:
     anchor = Path(path.anchor) if path.anchor else Path()
     try:
         found = [file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file()]
-    except (ValueError, OSError, NotImplementedError) as error:  # `a**b` is no pattern
+    except (ValueError, OSError) as error:  # `a**b` is no pattern
         raise DataError(f"text: {pattern} is no pattern of files ({error}); correct it") from error
     names = sorted(str(file) for file in found if not file.name.startswith("."))
     parquet = [name for name in names if name.endswith(_PARQUET)]

@@ -13,18 +13,17 @@ Two jobs never work in one output at the same time: the second one is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from filelock import FileLock, Timeout
-
 from tsgdn2.errors import ConfigError
 from tsgdn2.evaluation.probes.suite import MIXERS, PROBES, SMALL, config_of
 from tsgdn2.evaluation.probes.trial import Budget, Trial, run_alone
 from tsgdn2.evaluation.rows import Row, append, mend, read
+from tsgdn2.pipelines.folder_lock import alone
 from tsgdn2.pipelines.jobs import Probe
 from tsgdn2.pipelines.probe_report import POINTS, page
 from tsgdn2.pipelines.runs import Run
@@ -34,7 +33,6 @@ from tsgdn2.pipelines.training import record_options, write_settings
 from tsgdn2.pipelines.workers import spread
 
 ROWS: Final = "probe.jsonl"
-LOCK: Final = "probe.lock"
 SEEDS: Final = {"small": 3, "full": 5}
 
 
@@ -46,8 +44,11 @@ def run(job: Probe) -> None:
     wanted = trials(job)
     folder = job.folder("probe")
     path = folder / ROWS
-    with alone(folder), Run.start(job.experiment, f"probe {job.table}", root=job.runs, tracking_uri=job.tracking_uri,
-                                  tags={"tsgdn2.job": "probe"}) as record:  # fmt: skip
+    with (
+        alone(folder, "probe job works in"),
+        Run.start(job.experiment, f"probe {job.table}", root=job.runs, tracking_uri=job.tracking_uri,
+                  tags={"tsgdn2.job": "probe"}) as record,
+    ):  # fmt: skip
         write_settings(job, folder)
         record_options(record, job)
         done = finished(path, budget)
@@ -70,22 +71,6 @@ def run(job: Probe) -> None:
         for file in (path, written, written.with_suffix(".md"), folder / "figures"):
             record.artifact(file, "report")
     screen.say(f"page: {written}")
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, or raise ConfigError; the system lets go of it when the process ends, in any way."""
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigError(
-            f"output: another probe job works in {folder}; wait for its end or give another --output"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def trials(job: Probe) -> list[Trial]:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tsgdn2.datasets.tokens import write_whole
 from tsgdn2.errors import ConfigError, DataError, TsgdnError
 from tsgdn2.pipelines.events import KIND_NAMES, KINDS, Artifact, End, Event, ModelFolder, Payload
 
@@ -75,16 +76,6 @@ def new_id() -> str:
     """A spool id that sorts by the time of its making."""
     second, rest = divmod(time.time_ns(), 10**9)  # one look at the clock: two may fall on both sides of a full second
     return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(second))}-{rest:09d}-{uuid.uuid4().hex[:8]}"
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Put `text` in place of the file in one step, so that a reader finds the old content or the new, never a part."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
 
 
 def writer_lock(path: Path) -> FileLock:
@@ -137,7 +128,7 @@ class Spool:
         live = writer_lock(path)
         live.acquire(timeout=0)  # before run.json is there, or a sync could take the run for a dead one
         path.mkdir()
-        replace_file(path / "run.json", json.dumps(asdict(header)))
+        write_whole(path / "run.json", json.dumps(asdict(header)).encode())
         spool = cls(path, fsync_seconds=fsync_seconds)
         spool._live, spool._next = live, 0
         return spool
@@ -246,7 +237,7 @@ class Spool:
 
     def note(self, progress: Progress) -> None:
         """Remember how far it has been sent."""
-        replace_file(self.path / "state.json", json.dumps(asdict(progress)))
+        write_whole(self.path / "state.json", json.dumps(asdict(progress)).encode())
 
     def sender_lock(self) -> FileLock:
         """The lock that a sender holds."""

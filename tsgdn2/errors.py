@@ -53,3 +53,9 @@ class CheckpointError(TsgdnError):
 
 class DataError(TsgdnError):
     """A data set could not be fetched, verified or read."""
+
+
+def require(name: str, value: object, allowed: str, ok: bool) -> None:
+    """ConfigError of a field's name where its value is not ok."""
+    if not ok:
+        raise ConfigError(f"{name}: must be {allowed}, got {value!r}")

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tsgdn2 import clock
-from tsgdn2.errors import ConfigError
+from tsgdn2.errors import ConfigError, require
 from tsgdn2.events.schema import EventSchema
 from tsgdn2.mixers.gates import MEMBERS
 
@@ -115,48 +115,48 @@ class ForecasterConfig:
             "value_dim",
             "mlp",
         ):
-            _require(name, getattr(self, name), ">= 1", getattr(self, name) >= 1)
+            require(name, getattr(self, name), ">= 1", getattr(self, name) >= 1)
         for name in ("period_ns", "outputs", "lag_skip", "known", "past", "static_real"):
-            _require(name, getattr(self, name), ">= 0", getattr(self, name) >= 0)
+            require(name, getattr(self, name), ">= 0", getattr(self, name) >= 0)
         levels = self.quantiles
         rising = all(a < b for a, b in zip((0.0, *levels), (*levels, 1.0), strict=True))
-        _require("quantiles", levels, "increasing levels inside (0, 1), at least one", bool(levels) and rising)
-        _require("mode", self.mode, f"one of {MODES}", self.mode in MODES)
-        _require("mixer", self.mixer, f"one of {MIXERS}", self.mixer in MIXERS)
+        require("quantiles", levels, "increasing levels inside (0, 1), at least one", bool(levels) and rising)
+        require("mode", self.mode, f"one of {MODES}", self.mode in MODES)
+        require("mixer", self.mixer, f"one of {MIXERS}", self.mixer in MIXERS)
         every = self.attention_every
         allowed = "0, or from 2 to the number of layers (mixer swa is attention in all of them)"
-        _require("attention_every", every, allowed, every == 0 or 2 <= every <= self.layers)
-        _require("attention_window", self.attention_window, ">= 1", self.attention_window >= 1)
-        _require("key_dim", self.key_dim, "even for mamba3", self.key_dim % 2 == 0 or "mamba3" not in self.mixer)
-        _require("decay_from", self.decay_from, '"previous" or "own"', self.decay_from in ("previous", "own"))
+        require("attention_every", every, allowed, every == 0 or 2 <= every <= self.layers)
+        require("attention_window", self.attention_window, ">= 1", self.attention_window >= 1)
+        require("key_dim", self.key_dim, "even for mamba3", self.key_dim % 2 == 0 or "mamba3" not in self.mixer)
+        require("decay_from", self.decay_from, '"previous" or "own"', self.decay_from in ("previous", "own"))
         allowed = f'"previous" for mixer {self.mixer!r} ("own" is for {", ".join(OWN_DECAY)})'
-        _require("decay_from", self.decay_from, allowed, self.decay_from == "previous" or self.mixer in OWN_DECAY)
-        _require(
+        require("decay_from", self.decay_from, allowed, self.decay_from == "previous" or self.mixer in OWN_DECAY)
+        require(
             "channel_identity",
             self.channel_identity,
             "False where one token holds all channels (mode joint)",
             not self.channel_identity or self.mode != "joint",
         )
-        _require(
+        require(
             "heads", self.heads, "a divisor of width in mode attention", not self.across or self.width % self.heads == 0
         )
-        _require("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
-        _require("norm_max", self.norm_max, "> 0 and finite", 0 < self.norm_max < float("inf"))
-        _require("half_life", self.half_life, "> 0 (inf forgets nothing)", self.half_life > 0)
-        _require("bridge", self.bridge, ">= 0 and finite", 0 <= self.bridge < float("inf"))
-        _require(
+        require("dropout", self.dropout, "in [0, 1)", 0 <= self.dropout < 1)
+        require("norm_max", self.norm_max, "> 0 and finite", 0 < self.norm_max < float("inf"))
+        require("half_life", self.half_life, "> 0 (inf forgets nothing)", self.half_life > 0)
+        require("bridge", self.bridge, ">= 0 and finite", 0 <= self.bridge < float("inf"))
+        require(
             "calendar",
             self.calendar,
             f"names among {tuple(clock.CYCLES_NS)}",
             set(self.calendar) <= set(clock.CYCLES_NS),
         )
         for name in ("static_cardinalities", "known_cardinalities"):
-            _require(name, getattr(self, name), "each >= 1", all(c >= 1 for c in getattr(self, name)))
+            require(name, getattr(self, name), "each >= 1", all(c >= 1 for c in getattr(self, name)))
 
         if self.event_types or self.event_targets:
-            _require("channels", self.channels, "the number of event_targets", self.channels == len(self.event_targets))
-            _require("period_ns", self.period_ns, ">= 1 where events are counted", self.period_ns >= 1)
-            _require("event_window", self.event_window, ">= 0", self.event_window >= 0)
+            require("channels", self.channels, "the number of event_targets", self.channels == len(self.event_targets))
+            require("period_ns", self.period_ns, ">= 1 where events are counted", self.period_ns >= 1)
+            require("event_window", self.event_window, ">= 0", self.event_window >= 0)
             self.event_schema()
 
     def event_schema(self, mean: tuple[float, ...] = (), scale: tuple[float, ...] = ()) -> EventSchema:
@@ -254,8 +254,3 @@ class ForecasterConfig:
 
 
 _LATER = ("attention_every", "attention_window")
-
-
-def _require(name: str, value: object, allowed: str, ok: bool) -> None:
-    if not ok:
-        raise ConfigError(f"{name}: must be {allowed}, got {value!r}")

@@ -39,12 +39,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 
 from tsgdn2 import checkpoint
+from tsgdn2.datasets.tokens import write_whole
 from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.language import archive
 from tsgdn2.language.model import LanguageModel
 from tsgdn2.pipelines.pretrain.strategy import from_first, gathered, rank, ranks
 from tsgdn2.pipelines.pretrain.training import Progress
-from tsgdn2.pipelines.spool import replace_file
 
 CHECKPOINTS: Final = "checkpoints"
 """Folder of the checkpoints in the output of a training."""
@@ -149,7 +149,7 @@ class Checkpoints:
             for quantity in saved.quantities:
                 own = {name: state[quantity] for name, state in moments.items() if quantity in state}
                 checkpoint.write(draft / f"optimizer-{quantity}.safetensors", own, {}, kind=KIND, schema=SCHEMA)
-            replace_file(draft / "progress.json", saved.to_json())
+            write_whole(draft / "progress.json", saved.to_json().encode())
             _to_disk(draft)
             if target.exists():  # the same step again, after an older checkpoint was gone on from
                 shutil.rmtree(target)

@@ -57,15 +57,16 @@ def run(job: object) -> None:
         write_settings(job, folder)
         record_options(record, job)
         done = finished(path)
-        missing = [one for one in wanted if key(one) not in done]
+        keys = [key(one) for one in wanted]
+        missing = [(one, name) for one, name in zip(wanted, keys, strict=True) if name not in done]
         if len(missing) < len(wanted):
             screen.say(f"{len(wanted) - len(missing)} of {len(wanted)} runs have their row already")
-        for one in missing:
+        for one, name in missing:
             made = trial(one, screen)
             append(path, made)
-            done[key(one)] = made
+            done[name] = made
             screen.say(f"{made.shape['mixer']}, seed {made.seed}: {made.values['bits_per_byte']:.4f} bits per byte")
-        rows = [done[key(one)] for one in wanted]
+        rows = [done[name] for name in keys]
         screen.table("Held-out bits per byte", COLUMNS, table(rows))
         screen.say(verdict(rows))
         written = page(rows).write(folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tsgdn2.language.config import require
+from tsgdn2.errors import require
 from tsgdn2.pipelines.options import at_least_one
 
 

@@ -21,12 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from filelock import FileLock, Timeout
-
 from tsgdn2.datasets.text import Corpus
 from tsgdn2.datasets.token_writer import TokenWriter
 from tsgdn2.datasets.tokens import DRAFT, TokenShards
 from tsgdn2.errors import ConfigError
+from tsgdn2.pipelines.folder_lock import alone
 from tsgdn2.pipelines.pretrain.jobs import Prepare
 from tsgdn2.pipelines.pretrain.prepared import SETTINGS, TEXT_LOST, Loss, read_settings, write_settings
 from tsgdn2.pipelines.pretrain.tokenizer import FILE, ByteTokenizer, PairTokenizer, Tokenizer, load_tokenizer
@@ -92,11 +91,8 @@ def run(job: object) -> None:
     """Run the job. Errors: those of the text and the disk; ConfigError for settings that do not fit what is there."""
     assert isinstance(job, Prepare)
     folder = replace(job, output=job.output or job.runs / "tokens").folder("tokens")
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            prepare(job, folder, Screen(job.quiet))
-    except Timeout as error:
-        raise ConfigError(f"output: another process prepares {folder}; wait for it, or name another folder") from error
+    with alone(folder, "process prepares"):
+        prepare(job, folder, Screen(job.quiet))
 
 
 def prepare(job: Prepare, folder: Path, screen: Screen) -> None:

@@ -21,11 +21,11 @@ from typing import Any, Final, cast
 
 import lightning.pytorch as pl
 import torch
-from filelock import FileLock, Timeout
 
-from tsgdn2.datasets.tokens import TokenShards
+from tsgdn2.datasets.tokens import TokenShards, write_whole
 from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.language.model import LanguageModel
+from tsgdn2.pipelines.folder_lock import alone
 from tsgdn2.pipelines.pretrain import strategy
 from tsgdn2.pipelines.pretrain.checkpoints import CHECKPOINTS, Checkpoints, Reading, Saved, random_states
 from tsgdn2.pipelines.pretrain.estimate import Estimate, device_memory, estimate
@@ -38,7 +38,6 @@ from tsgdn2.pipelines.pretrain.training import Pretraining, Progress, Steps
 from tsgdn2.pipelines.pretrain.validation import Score, Validation
 from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.screen import Phase, Screen
-from tsgdn2.pipelines.spool import replace_file
 from tsgdn2.pipelines.training import record_options, write_settings
 
 RESULT: Final = "result.json"
@@ -103,7 +102,7 @@ def train(job: Pretrain, world: strategy.World, screen: Screen, weighed: Estimat
     loader = _loader(job.training, shards, world)
     with ExitStack() as stack:
         if world.rank == 0:
-            stack.enter_context(_alone(folder))
+            stack.enter_context(alone(folder, "training writes to"))
         checkpoints = Checkpoints(folder / CHECKPOINTS, keep=job.training.keep, say=screen.say)
         identity = _identity(job, shards)
         found = checkpoints.read(identity)
@@ -145,7 +144,7 @@ def train(job: Pretrain, world: strategy.World, screen: Screen, weighed: Estimat
             done = _ended(folder, done)
         if world.rank == 0:
             if len(module.steps) or not (folder / RESULT).exists():
-                replace_file(folder / RESULT, json.dumps(asdict(done), indent=1) + "\n")
+                write_whole(folder / RESULT, (json.dumps(asdict(done), indent=1) + "\n").encode())
             record.artifact(folder / RESULT)
             record.artifact(folder / CURVE)
             screen.say(f"step {done.step} of {job.training.steps}, {done.skipped} left out: "
@@ -253,15 +252,6 @@ def _identity(job: Pretrain, shards: TokenShards) -> dict[str, Any]:
     training = {f"training.{k}": v for k, v in asdict(job.training).items() if k not in _FREE}
     data = hashlib.sha256(shards.manifest.to_json().encode()).hexdigest()
     return {**training, "model": job.model.to_json(), "data": data}
-
-
-def _alone(folder: Path) -> FileLock:
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(f"output: another training writes to {folder}; wait for it, or name another one") from error
-    return lock
 
 
 def _record(job: Pretrain, shards: TokenShards, weighed: Estimate, progress: Progress) -> Run:

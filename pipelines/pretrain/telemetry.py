@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final, TextIO
 
+from tsgdn2.datasets.tokens import write_whole
 from tsgdn2.errors import TsgdnError
 from tsgdn2.pipelines.drain import drain
 from tsgdn2.pipelines.pretrain.options import TrainingOptions
@@ -28,7 +29,6 @@ from tsgdn2.pipelines.pretrain.training import Progress, StepResult
 from tsgdn2.pipelines.pretrain.validation import Score
 from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.screen import Screen
-from tsgdn2.pipelines.spool import replace_file
 
 CURVE: Final = "curve.jsonl"
 SEND_EVERY: Final = 60.0
@@ -133,5 +133,5 @@ def _cut(path: Path, done: int) -> TextIO:
     """The file without rows behind step `done`, open for more."""
     if path.exists():
         kept = [row for row in read_curve(path.parent) if row["step"] <= done]
-        replace_file(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
     return path.open("a", encoding="utf-8")

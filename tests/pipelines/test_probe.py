@@ -18,8 +18,9 @@ from tsgdn2.evaluation.probes.suite import MIXERS, PROBES, SMALL
 from tsgdn2.evaluation.probes.trial import Budget, Trial, run
 from tsgdn2.evaluation.rows import Row, append, read, row
 from tsgdn2.pipelines.cli import main
+from tsgdn2.pipelines.folder_lock import alone
 from tsgdn2.pipelines.jobs import Probe
-from tsgdn2.pipelines.probe import alone, finished, made_with, trials
+from tsgdn2.pipelines.probe import finished, made_with, trials
 from tsgdn2.pipelines.probe_report import page
 
 pytestmark = pytest.mark.usefixtures("at_home")
@@ -80,9 +81,9 @@ def test_a_second_job_on_the_same_output_is_refused_until_the_first_one_ends(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from tsgdn2.pipelines.probe import alone\n"
+        "import sys; from pathlib import Path; from tsgdn2.pipelines.folder_lock import alone\n"
         "Path('out').mkdir()\n"
-        "with alone(Path('out')): print('held', flush=True); sys.stdin.read()"
+        "with alone(Path('out'), 'probe job works in'): print('held', flush=True); sys.stdin.read()"
     )
     command = [*OPTIONS, "--mixers=[none]", "--workers=1"]
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
@@ -92,7 +93,7 @@ def test_a_second_job_on_the_same_output_is_refused_until_the_first_one_ends(
         assert "output: another probe job works in out; wait for its end" in capsys.readouterr().err
         assert not Path("out/probe.jsonl").exists()
         first.kill()
-    with alone(Path("out")):
+    with alone(Path("out"), "probe job works in"):
         pass
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tsgdn2.clock import Steps
-from tsgdn2.errors import ConfigError, SchemaError, StreamError
+from tsgdn2.errors import ConfigError, SchemaError, StreamError, require
 from tsgdn2.scale import Bools, Floats
 
 Ints = NDArray[np.int64]
@@ -84,22 +84,20 @@ class EventSchema:
         for field in ("types", "marks"):
             names = getattr(self, field)
             ok = all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names)
-            _require(f"event_{field}", names, "names that differ and are not empty", ok)
-        _require("event_types", self.types, "at least one name", bool(self.types))
-        _require("event_targets", self.targets, "at least one target", bool(self.targets))
-        _require(
-            "event_targets", self.targets, "different from each other", len(set(self.targets)) == len(self.targets)
-        )
-        _require("period_ns", self.period_ns, ">= 1: events need a fixed period", self.period_ns >= 1)
-        _require("event_unknown", self.unknown, '"raise" or "other"', self.unknown in ("raise", "other"))
+            require(f"event_{field}", names, "names that differ and are not empty", ok)
+        require("event_types", self.types, "at least one name", bool(self.types))
+        require("event_targets", self.targets, "at least one target", bool(self.targets))
+        require("event_targets", self.targets, "different from each other", len(set(self.targets)) == len(self.targets))
+        require("period_ns", self.period_ns, ">= 1: events need a fixed period", self.period_ns >= 1)
+        require("event_unknown", self.unknown, '"raise" or "other"', self.unknown in ("raise", "other"))
         for field in ("low", "high", "mean", "scale"):
             values = getattr(self, field)
             one_each = len(values) == len(self.marks) and not np.isnan(values).any()
-            _require(f"event_mark_{field}", values, f"one number for each of {self.marks}", one_each)
+            require(f"event_mark_{field}", values, f"one number for each of {self.marks}", one_each)
         ordered = all(a < b for a, b in zip(self.low, self.high, strict=True))
-        _require("event_mark_low", self.low, f"below event_mark_high = {self.high}", ordered)
+        require("event_mark_low", self.low, f"below event_mark_high = {self.high}", ordered)
         units = np.isfinite(self.mean).all() and np.isfinite(self.scale).all() and (np.array(self.scale) > 0).all()
-        _require("event_mark_scale", (self.mean, self.scale), "finite, and > 0 for the scale", bool(units))
+        require("event_mark_scale", (self.mean, self.scale), "finite, and > 0 for the scale", bool(units))
         _ = self.parsed
 
     @cached_property
@@ -214,8 +212,3 @@ def mark_units(histories: Sequence[EventArrays]) -> tuple[tuple[float, ...], tup
     mean = np.where(seen, marks, 0.0).sum(0) / count
     scale = np.sqrt((np.where(seen, marks - mean, 0.0) ** 2).sum(0) / count)
     return tuple(mean.tolist()), tuple(np.where(scale > 0, scale, 1.0).tolist())
-
-
-def _require(name: str, value: object, allowed: str, ok: bool) -> None:
-    if not ok:
-        raise ConfigError(f"{name}: must be {allowed}, got {value!r}")

@@ -15,7 +15,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from tsgdn2.errors import ConfigError
+from tsgdn2.errors import ConfigError, require
 from tsgdn2.forecaster_config import MIXERS
 
 LANGUAGE_MIXERS: Final = (*(name for name in MIXERS if name != "swa"), "attention")
@@ -108,9 +108,3 @@ class LanguageConfig:
     def fingerprint(self) -> str:
         """Sixteen hex digits of the SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
-
-
-def require(name: str, value: object, allowed: str, ok: bool) -> None:
-    """ConfigError of a field's name where its value is not ok."""
-    if not ok:
-        raise ConfigError(f"{name}: must be {allowed}, got {value!r}")
