@@ -24,6 +24,8 @@ from tsgdn2.tiles import Tiles, put
 from tsgdn2.timeline import scaled
 
 COHORTS = ("complete", "partial", "after_gap")
+SLICE = 1024
+"""Lanes that are closed together."""
 
 
 class Engine:
@@ -33,10 +35,18 @@ class Engine:
         self.config, self.slab = forecaster.config, slab
         self._tiles = Tiles(forecaster, slab, audit)
         self._lam = forgetting(self.config.half_life)
+        self._slice = max(1, SLICE // self.config.lanes)
 
     @torch.inference_mode()
     def close(self, slots: Ints) -> None:
-        """Close the open patch of every stream in slots [N]: score-keeping forecast first, then the commit."""
+        """Close the open patch of every stream in slots [N]: score-keeping forecast first, then the commit.
+
+        In slices, whatever the caller has: copies of states that leave the cache cost more than the passes do.
+        """
+        for begin in range(0, len(slots), self._slice):
+            self._close(slots[begin : begin + self._slice])
+
+    def _close(self, slots: Ints) -> None:
         slab, patch = self.slab, self.config.patch_length
         last = slab.last[slots]
         moments = slab.moments(slots, self._lam)

@@ -1,7 +1,8 @@
 """What every engine shares: lanes of many streams in tiles of sixteen rows, and the audit beside them.
 
 A matrix product of one row differs in its last bits from the same row in a batch of another size, so every pass has
-sixteen rows: what a stream computes does not depend on who else is in the call (math.md 4, Rows).
+sixteen rows, or more where that gives the same bits (widths.py): what a stream computes does not depend on who else is
+in the call (math.md 4, Rows).
 
 N streams, lanes per stream, C channels.
 """
@@ -16,17 +17,12 @@ import torch
 from torch import Tensor
 
 from tsgdn2.audit import OnlineAudit
-from tsgdn2.events.patch import EventWindows
 from tsgdn2.forecaster import Forecaster, QueryInputs, Reading
-from tsgdn2.patch import Windows
 from tsgdn2.scale import Bools, Floats
 from tsgdn2.sequence import Peers
 from tsgdn2.slab import Ints, Slab
 from tsgdn2.state import ForecasterState
-
-TILE = 16
-
-AnyWindows = Windows | EventWindows
+from tsgdn2.widths import TILE, AnyWindows, Widths, take
 
 
 class Read(NamedTuple):
@@ -37,13 +33,13 @@ class Read(NamedTuple):
 
 
 class Tiles:
-    """Passes of one forecaster over the lanes of a slab's streams; holds nothing of its own."""
+    """Passes of one forecaster over the lanes of a slab's streams; knows no stream."""
 
     def __init__(self, forecaster: Forecaster, slab: Slab, audit: OnlineAudit | None) -> None:
         self.forecaster = forecaster.eval()
         self.config = forecaster.config
         self.audit = audit
-        self._rows = slab
+        self._rows, self._widths = slab, Widths(self.forecaster)
 
     def read(
         self, slots: Ints, windows: AnyWindows, future: Floats, lags: Floats, elapsed: Floats,
@@ -60,7 +56,8 @@ class Tiles:
         future, lags, static = np.repeat(future, cfg.lanes, axis=0), self.split(lags), self.static(slots)
         out: list[Floats] = []
         waits: list[Floats] = []
-        for tile, kept, peers in self.tiles(np.ones(len(elapsed), np.bool_), windows.heard()):
+        sizes = self._widths.sizes(len(elapsed), windows, static, state) if not cfg.across else (TILE,)
+        for tile, kept, peers in self.tiles(np.ones(len(elapsed), np.bool_), windows.heard(), sizes):
             part = QueryInputs(take(windows, tile), future[tile], lags[tile])
             rows = state.rows(torch.from_numpy(tile))
             reading: Reading = self.forecaster.read(part, elapsed[tile], static[tile], rows, peers)
@@ -91,9 +88,10 @@ class Tiles:
         cohort: shown to the audit with the commits and their clocks; None leaves the audit out.
         """
         static, rows, shown = self.static(slots), np.flatnonzero(written), self.audit is not None and cohort is not None
+        sizes = self._widths.sizes(len(rows), windows, static, state) if not self.config.across else (TILE,)
         after = state.rows(torch.arange(len(state.count)))  # one copy, edited in place below
         traced: list[list[dict[str, Tensor]]] = []
-        for tile, kept, peers in self.tiles(written, written):
+        for tile, kept, peers in self.tiles(written, written, sizes):
             before, mine = state.rows(torch.from_numpy(tile)), torch.from_numpy(kept)
             new, traces = self.forecaster.commit(take(windows, tile), elapsed[tile], static[tile], before, peers)
             put(after, tile[kept], new.rows(mine))
@@ -142,17 +140,20 @@ class Tiles:
             categories = np.concatenate([categories, channel], axis=1)
         return self.forecaster.static(real, categories)
 
-    def tiles(self, wanted: Bools, seen: Bools) -> Iterator[tuple[Ints, Ints, Peers | None]]:
+    def tiles(self, wanted: Bools, seen: Bools, sizes: tuple[int, ...]) -> Iterator[tuple[Ints, Ints, Peers | None]]:
         """Index tiles over lanes [N * lanes], which rows of each are real and wanted, and who stands beside whom.
 
-        A tile has TILE rows and is padded with its first one. Where channels look at each other it holds whole streams,
-        wanted lanes or not, in as many multiples of TILE rows as one stream needs; only `seen` lanes are looked at.
+        A tile has the least of the sizes that holds what is left, or the largest, and is padded with its first row.
+        Where channels look at each other it holds whole streams, wanted lanes or not, in as many multiples of TILE rows
+        as one stream needs; only `seen` lanes are looked at.
         """
         if not self.config.across:
-            rows = np.flatnonzero(wanted)
-            for begin in range(0, len(rows), TILE):
-                real = rows[begin : begin + TILE]
-                yield np.append(real, np.full(TILE - len(real), real[0])), np.arange(len(real)), None
+            rows, begin = np.flatnonzero(wanted), 0
+            while begin < len(rows):
+                size = next((size for size in sizes if size >= len(rows) - begin), sizes[-1])
+                real = rows[begin : begin + size]
+                yield np.append(real, np.full(size - len(real), real[0])), np.arange(len(real)), None
+                begin += size
             return
         width = self.config.lanes
         many = max(1, TILE // width)
@@ -171,12 +172,6 @@ class Tiles:
                 width=width,
             )
             yield tile, np.flatnonzero(wanted[lanes]), peers
-
-
-def take(windows: AnyWindows, rows: Ints) -> AnyWindows:
-    """Some of the windows."""
-    parts = (a[rows] for a in windows)
-    return Windows._make(parts) if isinstance(windows, Windows) else EventWindows._make(parts)
 
 
 def put(state: ForecasterState, rows: Ints, new: ForecasterState) -> None:
