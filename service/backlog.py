@@ -1,6 +1,7 @@
 """What waits for the worker: rows in the order in which they came, bounded in rows and bytes, and readings beside them.
 
     take:   the readings that wait, and then  one command  or  requests from the front, up to the rows of a group
+    done:   the rows of these requests have been applied, or never will be; until then they count
 
 Whoever finds it full is told when to come again, from the rate at which rows have left it. A tenant has a share, so
 that one of them can not keep the others out. Nothing waits for a group to fill up: a group is what is there.
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -34,6 +35,8 @@ class Request:
     future: Future[Receipt]
     streams: frozenset[str]
     size: int
+    soon: bool = False
+    """Whether the receipt comes when the rows are on the disk, and not when they are applied."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,9 +70,9 @@ class Backlog:
         self._shares: dict[str, int] = {}
         self._end: BaseException | None = None
         self.rows = 0
-        """Rows that wait."""
+        """Rows that wait, or are on the disk and not yet applied."""
         self.nbytes = 0
-        """Bytes that wait."""
+        """Their bytes."""
         self.rate = 0.0
         """Rows a second that the worker does while it has some, as of late; 0 before the first."""
 
@@ -138,6 +141,12 @@ class Backlog:
             command, group = self._front(most_streams)
         return Work([task for task in readings if task.future.set_running_or_notify_cancel()], command, group)
 
+    def done(self, requests: Iterable[Request]) -> None:
+        """The rows of these requests wait no more."""
+        with self._bell:
+            for request in requests:
+                self._left(request)
+
     def took(self, rows: int, seconds: float) -> None:
         """The worker has done so many rows."""
         if rows and seconds > 0:
@@ -180,9 +189,10 @@ class Backlog:
             if group and (rows > self._limits.group_rows or len(streams) > most_streams):
                 break
             self._line.popleft()
-            self._left(first)
             if first.future.set_running_or_notify_cancel():
                 group.append(first)
+            else:
+                self._left(first)
         return None, group
 
     def _left(self, request: Request) -> None:

@@ -17,8 +17,10 @@ class Limits:
 
     group_rows: int = 2_048
     """Rows of one group commit; a single request may be longer. More: higher throughput, longer waits at full load."""
+    slice_s: float = 0.01
+    """Seconds for which rows that are on the disk are applied between two group commits, more or less."""
     queue_rows: int = 65_536
-    """Rows that may wait; beyond them a request is refused with BusyError."""
+    """Rows that may wait to be applied; beyond them a request is refused with BusyError."""
     queue_bytes: int = 256 << 20
     """Bytes of rows that may wait."""
     queue_reads: int = 4_096

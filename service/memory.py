@@ -1,12 +1,13 @@
 """The process that remembers: one worker thread owns the predictor and the store's journal; any thread may ask it.
 
-    observe -> rows checked -> backlog -> a group of what is there -> one append -> predictor -> receipts -> futures
-    ask     -> a reading between two groups, with its streams hot
+    observe -> rows checked -> backlog -> a group of what is there -> one append -> slices -> predictor -> receipts
+    ask     -> a reading between two slices, with its streams hot and all of their rows applied
     put, remove -> behind the rows that wait already
 
 Nothing is acknowledged before its append, and a group never waits to fill up: while one is written and applied, the
-next one gathers. The price of one thread is that a long reading holds everything; the gain is that nothing else is ever
-in the way. Rows of one caller are taken in the order in which they came.
+next one gathers. Rows are applied in slices between the appends (arrears.py), so whoever waits for the disk alone never
+waits for the model. The price of one thread is that a long reading holds everything; the gain is that nothing else is
+ever in the way. Rows of one caller are taken in the order in which they came.
 """
 
 from __future__ import annotations
@@ -15,49 +16,33 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
 from tsgdn2.errors import StreamError, TsgdnError, UnknownStreamError
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.service.admission import Admission, Admitted
+from tsgdn2.service.arrears import Arrears, Group
 from tsgdn2.service.backlog import Backlog, Request, Task
 from tsgdn2.service.batch import Batch, check_name
 from tsgdn2.service.errors import BusyError, ServiceError, StoreError
-from tsgdn2.service.groups import Groups, Spent, spread
+from tsgdn2.service.groups import Groups, receipts_of, spread
 from tsgdn2.service.limits import Limits
 from tsgdn2.service.pool import Clock, log
 from tsgdn2.service.receipts import Receipt
 from tsgdn2.service.sessions import Sessions
+from tsgdn2.service.spent import Spent
+from tsgdn2.service.status import Status
 from tsgdn2.service.store import Store
+from tsgdn2.service.tidings import Listener, Tidings
 from tsgdn2.service.upkeep import Upkeep
 
 Answer = TypeVar("Answer")
 _TICK: Final = 0.25
 """Seconds that an idle worker sleeps."""
-
-
-class Status(NamedTuple):
-    """How it stands; read without waiting for anything."""
-
-    ready: bool
-    """Whether rows are being taken."""
-    reason: str
-    """Why it is not ready, or what the store said when it failed last; "" when all is well."""
-    hot: int
-    most: int
-    """Streams in memory, and how many may be."""
-    dirty: int
-    """Streams with rows behind their snapshot."""
-    aside: int
-    """Streams that are set aside."""
-    queued_rows: int
-    queued_bytes: int
-    rate: float
-    """Rows a second that the worker does while it has some."""
-    last: int
-    """The last row of the journal."""
+_WORTH: Final = 3.0
+"""Rows are applied for at least so many times as long as the commit before took: a group commit has its price."""
 
 
 class Memory:
@@ -67,6 +52,7 @@ class Memory:
         online: A predictor without streams, with late="drop", "tag" or "replay"; it belongs to the memory from now on.
         store: A store that is not open; the worker opens and closes it.
         limits: Bounds of queue, memory and journal.
+        alert_bits: A surprise of so many bits is an alert of the ledger.
         clock: Seconds that never go back, for TTL and upkeep.
 
     Raises:
@@ -74,14 +60,24 @@ class Memory:
     """
 
     def __init__(
-        self, online: OnlinePredictor, store: Store, limits: Limits | None = None, *, clock: Clock = time.monotonic
+        self,
+        online: OnlinePredictor,
+        store: Store,
+        limits: Limits | None = None,
+        *,
+        alert_bits: float = 10.0,
+        clock: Clock = time.monotonic,
     ) -> None:
         """Touch nothing yet."""
         self.limits = limits or Limits()
         self.admission = Admission(online, most_ahead_s=self.limits.most_ahead_s)
         self._sessions = Sessions(online, store, self.limits, clock)
         self._online, self._store = online, store
-        self._groups, self._upkeep = Groups(self._sessions), Upkeep(self._sessions)
+        self._spent = Spent()
+        self._tidings = Tidings(self._sessions, alert_bits)
+        self._arrears = Arrears(self._sessions, self._spent, self._tidings.heard)
+        self._groups = Groups(self._sessions, self._arrears, self._spent)
+        self._upkeep = Upkeep(self._sessions)
         self._backlog = Backlog(self.limits)
         self._thread = threading.Thread(target=self._work, name="memory", daemon=True)
         self._opened = threading.Event()
@@ -94,6 +90,11 @@ class Memory:
         return self._online.channels
 
     @property
+    def online(self) -> OnlinePredictor:
+        """The predictor: its model and channels may be read; its streams belong to the worker."""
+        return self._online
+
+    @property
     def aside(self) -> dict[str, str]:
         """Streams that are set aside, and why."""
         return dict(self._sessions.aside)
@@ -101,7 +102,11 @@ class Memory:
     @property
     def spent(self) -> Spent:
         """Seconds and rows of the groups so far."""
-        return self._groups.spent
+        return self._spent
+
+    def listen(self, listener: Listener | None) -> None:
+        """Have rows told of once they are applied, with what they did; None ends it. Called by the worker: be quick."""
+        self._tidings.listener = listener
 
     def start(self) -> None:
         """Open the store, bring back what it holds, as far as there is room, and begin. The store's errors."""
@@ -119,12 +124,13 @@ class Memory:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def observe(self, rows: Batch | Admitted, *, tenant: str = "") -> Future[Receipt]:
-        """Keep and apply rows; the receipt comes when they are on the disk.
+    def observe(self, rows: Batch | Admitted, *, tenant: str = "", soon: bool = False) -> Future[Receipt]:
+        """Keep and apply rows; the receipt comes when they are on the disk and applied.
 
         Args:
             rows: A batch [N] of the model's channels, or what `admission.columns` made of raw columns.
             tenant: Whose share of the queue they count in; "" is nobody's.
+            soon: Have it as soon as they are on the disk, with the status "kept" for what is then to be applied.
 
         Raises:
             SchemaError: Other channels than the model's.
@@ -132,7 +138,7 @@ class Memory:
         """
         admitted = self.admission.admit(rows) if isinstance(rows, Batch) else rows
         batch = admitted.batch
-        request = Request(admitted, tenant, Future(), frozenset(batch.streams), batch.nbytes)
+        request = Request(admitted, tenant, Future(), frozenset(batch.streams), batch.nbytes, soon)
         if len(batch):
             self._backlog.request(request)
         else:
@@ -190,6 +196,7 @@ class Memory:
             self._ready = True
             self._opened.set()
             self._serve()
+            self._tidings.tell(now=True)
             self._upkeep.finish()
         except BaseException as error:
             if self._ready and self._backlog.closed and isinstance(error, StoreError):
@@ -201,6 +208,8 @@ class Memory:
             self._ready = False
             end = ServiceError(f"service: it has ended ({self._failure or 'stopped'}); start it again")
             self._backlog.close(end)
+            for group in self._arrears.unpaid():
+                self._answer(group)  # it is on the disk, and "kept" says so
             self._backlog.drop(end)
             try:
                 self._store.close()
@@ -230,17 +239,26 @@ class Memory:
         )  # fmt: skip
 
     def _serve(self) -> None:
-        more, backlog = False, self._backlog
+        more, backlog, arrears = False, self._backlog, self._arrears
         while True:
-            work = backlog.take(self._sessions.most, 0.0 if more else _TICK)
-            if not work and backlog.closed and not backlog.waiting:
+            work = backlog.take(self._sessions.most, 0.0 if more or arrears else _TICK)
+            began, rows = time.perf_counter(), 0
+            if not work and backlog.closed and not backlog.waiting and not arrears:
                 return
             for task in work.readings:
                 self._run(task)
             if work.command is not None:
                 self._run(work.command)
-            rows = self._commit(work.group) if work.group else 0
-            more = self._upkeep.tend(rows, idle=not work)
+            if work.group:
+                self._commit(work.group)
+            if arrears:
+                arrears.pay(max(self.limits.slice_s, _WORTH * (time.perf_counter() - began)))
+            for group in arrears.finished():
+                rows += len(group.batch)
+                self._answer(group)
+            backlog.took(rows, time.perf_counter() - began)
+            self._tidings.tell()
+            more = self._upkeep.tend(rows, idle=not work and not arrears)
 
     def _run(self, task: Task) -> None:
         try:
@@ -252,10 +270,11 @@ class Memory:
             task.future.set_result(answer)
 
     def _heat(self, streams: Sequence[str]) -> None:
-        """Have these streams hot, or the error that says why one of them can not be."""
+        """Have these streams hot and their rows applied, or the error that says why one of them can not be."""
         sessions = self._sessions
         if len(streams) > sessions.most:
             raise ServiceError(f"streams: at most {sessions.most} at a time fit into memory, got {len(streams)}")
+        sessions.settle(streams)
         cold = [stream for stream in streams if stream not in sessions.hot and stream not in sessions.aside]
         sessions.make_room(len(cold), streams)
         elsewhere = sessions.bring(cold).elsewhere
@@ -268,22 +287,32 @@ class Memory:
                 raise UnknownStreamError(f"stream: {stream!r} has not been observed; observe it first")
         sessions.touch(streams)
 
-    def _commit(self, group: list[Request]) -> int:
-        """Commit a group and answer its requests; gives its rows."""
+    def _commit(self, requests: list[Request]) -> None:
+        """Commit a group, and answer those of its requests that wait for that alone."""
         began = time.perf_counter()
-        rows = sum(len(request.admitted.batch) for request in group)
         try:
-            receipts = self._groups.commit(group)
+            group = self._groups.commit(requests)
         except Exception as error:
             if isinstance(error, StoreError):
                 self._upkeep.fail(error)
             else:
                 log.exception("memory.group_failed", error=str(error))
-            for request in group:
+            self._backlog.done(requests)
+            for request in requests:
                 request.future.set_exception(error)
-            return 0
-        self._backlog.took(rows, time.perf_counter() - began)
+            return
         self._upkeep.failed = ""
-        for request, receipt in zip(group, receipts, strict=True):
-            request.future.set_result(receipt)
-        return rows
+        if any(request.soon for request in requests):
+            for request, receipt in zip(requests, receipts_of(group), strict=True):
+                if request.soon:
+                    request.future.set_result(receipt)
+        self._spent.answer += time.perf_counter() - began
+
+    def _answer(self, group: Group) -> None:
+        """Answer the requests of a group that is applied."""
+        self._backlog.done(group.requests)
+        for request, receipt in zip(group.requests, receipts_of(group), strict=True):
+            for status, count in receipt.counts.items():
+                self._spent.statuses[status] = self._spent.statuses.get(status, 0) + count
+            if not request.soon:
+                request.future.set_result(receipt)

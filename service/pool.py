@@ -1,6 +1,7 @@
 """The streams that are hot, what is known of the others, and the ledger rows that wait for a transaction.
 
-    hot      in the predictor, with marks, and with the numbers of the last row applied and of the last one covered
+    hot      in the predictor, with marks, and with the numbers of the last row applied and of the last one covered;
+             a new one is hot from its first commit, and in the predictor a moment later
     dirty    hot, with rows behind the newest snapshot
     aside    refused: its state is not finite, or can not be read
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -23,8 +24,10 @@ import structlog
 from tsgdn2.errors import UnknownStreamError
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.passage import SCHEMA, passport
+from tsgdn2.service.batch import Batch, Ints
 from tsgdn2.service.limits import Limits
 from tsgdn2.service.marks import Marks
+from tsgdn2.service.receipts import Outcome
 from tsgdn2.service.soundness import Soundness
 from tsgdn2.service.store import Fact, LedgerRow, Model, Snapshot, Store
 
@@ -37,7 +40,7 @@ SOME: Final = 64
 
 @dataclass(slots=True)
 class Hot:
-    """A stream in the predictor."""
+    """A stream in the predictor; its marks know all rows in the journal, also those that are not yet applied."""
 
     marks: Marks
     seq: int
@@ -64,6 +67,10 @@ class Pool:
         """Why each stream that is set aside is."""
         self.notes: list[LedgerRow] = []
         """What the next transaction tells the ledger."""
+        self.settle: Callable[[Collection[str]], None] = lambda _: None
+        """Applies the rows of some streams that are in the journal and not yet in the predictor."""
+        self.replayed: Callable[[Batch, Outcome, Ints], None] = lambda *_: None
+        """Told of rows that were replayed from the journal."""
         self._soundness = Soundness(online)
 
     def known(self, streams: Sequence[str]) -> None:
@@ -80,19 +87,23 @@ class Pool:
                 entry.used = now
                 self.hot.move_to_end(stream)
 
-    def applied(self, streams: Sequence[str], seqs: Sequence[int], fresh: Mapping[str, Marks]) -> None:
-        """The rows seqs [N] of these streams [N] are in the predictor; `fresh` marks are of new ones."""
+    def kept(self, streams: Iterable[str], fresh: Mapping[str, Marks]) -> None:
+        """Rows of these streams are in the journal; `fresh` marks are of new ones, which are hot from now on."""
         now = self.clock()
-        for stream, seq in zip(streams, seqs, strict=True):
-            entry = self.hot.get(stream)
-            if entry is None:
-                entry = self.hot[stream] = Hot(fresh.get(stream) or Marks(), 0, 0, now)
-            entry.seq = seq
+        for stream in dict.fromkeys(streams):
+            if stream not in self.hot:
+                self.hot[stream] = Hot(fresh.get(stream) or Marks(), 0, 0, now)
             if stream not in self.dirty:
                 self.dirty[stream] = now
 
+    def applied(self, streams: Sequence[str], seqs: Sequence[int]) -> None:
+        """The rows seqs [N] of these streams [N] are in the predictor."""
+        for stream, seq in zip(streams, seqs, strict=True):
+            self.hot[stream].seq = seq
+
     def check(self, streams: Sequence[str], whole: Collection[str]) -> None:
         """Set aside those of these hot streams that are not finite; `whole` ones are looked at all over."""
+        streams = [stream for stream in streams if stream in self.hot]
         for stream, what in self._soundness.unsound(streams, whole=frozenset(whole)).items():
             reason = f"stream: {stream!r} is set aside, {what} is not finite; delete the stream or import a sound state"
             self.set_aside(stream, "poisoned", reason, what)
@@ -117,6 +128,7 @@ class Pool:
 
     def keep(self, streams: Sequence[str], ledger: Sequence[LedgerRow] = ()) -> None:
         """Snapshot these hot streams, in one transaction with ledger rows; what is not finite is set aside instead."""
+        self.settle(streams)
         self.check(streams, streams)
         streams = [stream for stream in streams if stream in self.hot]
         made = [self.snapshot_of(stream, self.hot[stream].seq, self.hot[stream].marks) for stream in streams]

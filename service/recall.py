@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.service.batch import Batch, Floats
 from tsgdn2.service.errors import CorruptError, StoreError
@@ -126,6 +128,7 @@ class Recall(Pool):
             return
         batch, now = Batch.concat([rows.batch for rows in waiting]), self.clock()
         found = applied(self.online, batch)
+        self.replayed(batch, found, np.concatenate([rows.seqs for rows in waiting]))
         at = 0
         for rows in waiting:
             stream, seqs = rows.batch.streams[0], rows.seqs.tolist()

@@ -24,7 +24,9 @@ BEHIND: Final = "behind"
 """Its sequence is so far behind its source's highest that nobody knows; it was left out."""
 REFUSED: Final = "refused"
 """It can not be taken; the receipt has the reason."""
-STATUS: Final = (*OBSERVED, SEEN, BEHIND, REFUSED)
+KEPT: Final = "kept"
+"""It is on the disk and not yet in the state: the receipt did not wait for that, or nobody knows what it did."""
+STATUS: Final = (*OBSERVED, SEEN, BEHIND, REFUSED, KEPT)
 
 
 class Outcome(NamedTuple):

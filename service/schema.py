@@ -24,6 +24,7 @@ UPGRADES: Final[tuple[tuple[str, ...], ...]] = (
         "marks {bytes} NOT NULL, blob {bytes} NOT NULL, PRIMARY KEY (stream, seq))",
         "CREATE TABLE ledger (id {number}, time BIGINT NOT NULL, kind TEXT NOT NULL, stream TEXT NOT NULL, "
         "facts TEXT NOT NULL)",
+        "CREATE INDEX ledger_of ON ledger (stream, id)",
         "CREATE TABLE cursors (name TEXT PRIMARY KEY, position BIGINT NOT NULL)",
         "CREATE TABLE keys (id TEXT PRIMARY KEY, hash {bytes} NOT NULL, role TEXT NOT NULL, tenant TEXT NOT NULL, "
         "expires BIGINT, withdrawn BIGINT)",

@@ -60,6 +60,7 @@ class Sessions(Recall):
 
     def remove(self, stream: str) -> None:
         """Delete a stream, hot, cold or set aside. UnknownStreamError; StoreError, and it is there still."""
+        self.settle([stream])
         self._own(stream)
         if stream not in self.hot and self.store.restore(stream) is None:
             raise UnknownStreamError(f"stream: {stream!r} has not been observed; there is nothing to delete")
@@ -70,6 +71,7 @@ class Sessions(Recall):
 
         CheckpointError, ConfigError, StreamError: it does not fit, or is not finite. Nothing has changed then.
         """
+        self.settle([stream])
         self._own(stream)
         before = self.online.take_out(stream) if stream in self.hot else None
         if before is None:
@@ -114,6 +116,8 @@ class Sessions(Recall):
             self.online.reserve(min(max(streams, -(-self.most >> steps)), self.most))
 
     def _evict(self, streams: list[str]) -> None:
+        self.settle(streams)
+        streams = [stream for stream in streams if stream in self.hot]
         rows = [LedgerRow(kind="evicted", stream=stream, facts={"seq": self.hot[stream].seq}) for stream in streams]
         changed = [stream for stream in streams if stream in self.dirty]
         used = {stream: self.hot[stream].used for stream in streams}
@@ -126,6 +130,7 @@ class Sessions(Recall):
         self.drop(streams)
 
     def _delete(self, streams: list[str], kind: str) -> None:
+        self.settle(streams)
         # The ledger first: what is told twice after a crash is better than what is gone and was never told.
         for stream in streams:
             self.note(kind, stream)

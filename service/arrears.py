@@ -1,0 +1,208 @@
+"""Rows that are on the disk and not yet in the states: applied in slices, so that a commit never waits for all of them.
+
+    commit -> owe:  rows cut into slices of some milliseconds           pay: the slices in their order, for a while
+    a reading, an eviction, a snapshot of a stream -> settle: the slices that have it, now
+
+The journal may so run ahead of the states, by no more than the queue's limit; rows of one stream are applied in their
+order, always. A crash in between changes nothing, for what is in the journal is applied at the recovery. A slice that
+fails has its streams read from the store again, with all that is there, and later rows of theirs are then known to be
+in the state by their number.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tsgdn2.service.backlog import Request
+from tsgdn2.service.batch import Batch, Floats, Ints
+from tsgdn2.service.effort import Effort
+from tsgdn2.service.pool import log
+from tsgdn2.service.receipts import KEPT, REFUSED, Outcome, applied
+from tsgdn2.service.sessions import Sessions
+from tsgdn2.service.spent import Spent
+
+Heard = Callable[[Batch, Outcome, Ints], None]
+"""Told of rows that were applied, what they did, and their numbers; in the worker's thread, so it must be quick."""
+
+
+class Group:
+    """Rows of some requests on their way: what is known of each so far."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = list(requests)
+        self.batch = Batch.concat([request.admitted.batch for request in requests])
+        self.status = np.full(len(self.batch), REFUSED, dtype=object)
+        self.surprise = np.full(self.batch.values.shape, np.nan)
+        self.reasons: dict[int, str] = {}
+        self.owed = 1
+        """Slices that are still to be applied, and the commit itself."""
+
+    def refuse(self, rows: Ints, why: dict[str, str]) -> None:
+        """Rows of streams that can not take them."""
+        for row in rows.tolist():
+            self.status[row], self.surprise[row] = REFUSED, np.nan
+            self.reasons[row] = why[self.batch.streams[row]]
+
+
+@dataclass(slots=True, eq=False)
+class Slice:
+    """Rows [N] that are applied together: their places in the group, and their numbers in the journal."""
+
+    group: Group
+    batch: Batch
+    places: Ints
+    seqs: Ints
+    streams: frozenset[str]
+    seconds: float
+    """Estimate of what they cost."""
+
+
+class Arrears:
+    """What is owed to the states of one pool."""
+
+    def __init__(self, sessions: Sessions, spent: Spent, heard: Heard) -> None:
+        self._sessions, self._spent, self._heard = sessions, spent, heard
+        sessions.settle = self.settle
+        self._effort = Effort(sessions.online)
+        self._line: deque[Slice] = deque()
+        self._paid: list[Group] = []
+        self._caught: dict[int, tuple[str, Floats]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._line or self._paid)
+
+    def owe(self, group: Group, batch: Batch, places: Ints, seqs: Ints) -> None:
+        """Rows [N] of a group, their places there, and their numbers in the journal; their streams are hot."""
+        most, seconds = self._sessions.limits.slice_s, self._effort.seconds(batch)
+        group.status[places] = KEPT
+        ends = np.cumsum(seconds)
+        cuts = np.flatnonzero(np.diff(np.floor(ends / most))) + 1
+        for rows in np.split(np.arange(len(batch)), cuts):
+            part = batch.take(rows)
+            self._line.append(
+                Slice(group, part, places[rows], seqs[rows], frozenset(part.streams), float(seconds[rows].sum()))
+            )
+            group.owed += 1
+
+    def paid(self, group: Group) -> None:
+        """One of the things that a group owed is done."""
+        group.owed -= 1
+        if not group.owed:
+            self._paid.append(group)
+
+    def pay(self, seconds: float) -> None:
+        """Apply slices in their order, at least one, until so much time has passed."""
+        end = time.perf_counter() + seconds
+        while self._line:
+            self._apply(self._line.popleft())
+            if time.perf_counter() >= end:
+                return
+
+    def settle(self, streams: Collection[str]) -> None:
+        """Apply all that is owed to these streams, and what shares their slices."""
+        wanted = set(streams)
+        if not self._line or not wanted:
+            return
+        # A slice that comes earlier and has a stream of one that must be applied has to be applied before it.
+        chosen = list[Slice]()
+        for one in reversed(self._line):
+            if not wanted.isdisjoint(one.streams):
+                wanted |= one.streams
+                chosen.append(one)
+        taken = {id(one) for one in chosen}
+        self._line = deque(one for one in self._line if id(one) not in taken)
+        for one in reversed(chosen):
+            self._apply(one)
+
+    def finished(self) -> list[Group]:
+        """Groups whose rows are all applied since this was asked last."""
+        paid, self._paid = self._paid, []
+        if not self._line:
+            self._caught.clear()
+        return paid
+
+    def unpaid(self) -> list[Group]:
+        """Groups that are never applied here any more, when the worker has failed."""
+        groups = {id(one.group): one.group for one in self._line}
+        self._line.clear()
+        return [*self.finished(), *groups.values()]
+
+    def _apply(self, one: Slice) -> None:
+        began = time.perf_counter()
+        try:
+            self._into_states(one)
+        finally:
+            self.paid(one.group)
+            took = time.perf_counter() - began
+            self._spent.slices += 1
+            self._spent.apply += took
+            self._effort.learn(one.seconds, took)
+
+    def _into_states(self, one: Slice) -> None:
+        sessions, group = self._sessions, one.group
+        done, away = self._standing(one)
+        mine = np.flatnonzero(~done)
+        if len(mine):
+            batch = one.batch.take(mine)
+            streams = list(dict.fromkeys(batch.streams))
+            try:
+                found = applied(sessions.online, batch)
+            except Exception as error:
+                # What is in the journal shall be in the states: what the predictor has of them now, nobody knows.
+                log.exception("memory.predictor_failed", error=str(error), streams=len(streams))
+                sessions.drop(streams)
+                away += streams
+            else:
+                group.status[one.places[mine]] = found.status
+                group.surprise[one.places[mine]] = found.surprise
+                new = {stream for stream in streams if not sessions.hot[stream].seq}
+                sessions.applied(batch.streams, one.seqs[mine].tolist())
+                self._check(streams, new, batch, found.status)
+                self._heard(batch, found, one.seqs[mine])
+        if away:
+            self._read_back(one, away)
+        if sessions.aside:
+            lost = [place for place in one.places.tolist() if group.batch.streams[place] in sessions.aside]
+            group.refuse(np.array(lost, np.int64), sessions.aside)
+
+    def _standing(self, one: Slice) -> tuple[np.ndarray, list[str]]:
+        """Which rows need no applying, their state having them or there being none, and streams that are not hot."""
+        hot, aside = self._sessions.hot, self._sessions.aside
+        done, away = np.zeros(len(one.batch), np.bool_), dict[str, None]()
+        for row, (stream, seq) in enumerate(zip(one.batch.streams, one.seqs.tolist(), strict=True)):
+            entry = hot.get(stream)
+            if entry is None:
+                done[row] = True
+                if stream not in aside:
+                    away[stream] = None
+            elif seq <= entry.seq:
+                done[row] = True
+                self._known(one, row, seq)
+        return done, list(away)
+
+    def _read_back(self, one: Slice, streams: list[str]) -> None:
+        """Have streams from the store again, with all their rows that are in the journal."""
+        sessions, first = self._sessions, int(one.seqs[0])
+        for start in range(0, len(streams), sessions.most):
+            part = streams[start : start + sessions.most]
+            sessions.make_room(len(part), part)
+            cold = [stream for stream in part if stream not in sessions.hot]  # making room may have brought one
+            self._caught |= sessions.bring(cold, since=first).caught
+        for row, seq in enumerate(one.seqs.tolist()):
+            self._known(one, row, seq)
+
+    def _known(self, one: Slice, row: int, seq: int) -> None:
+        """A row that was applied when its stream was read back."""
+        if (found := self._caught.pop(seq, None)) is not None:
+            one.group.status[one.places[row]], one.group.surprise[one.places[row]] = found
+
+    def _check(self, streams: list[str], new: set[str], batch: Batch, status: Sequence[str]) -> None:
+        began = time.perf_counter()
+        whole = {stream for stream, found in zip(batch.streams, status, strict=True) if found == "replayed"}
+        self._sessions.check(streams, whole | new)
+        self._spent.check += time.perf_counter() - began
