@@ -14,7 +14,8 @@ from gluonts.torch.model.predictor import PyTorchPredictor
 
 from tsgdn2 import GDN2Estimator, OnlinePredictor
 from tsgdn2.errors import CheckpointError, ConfigError, SchemaError
-from tsgdn2.pipelines.predictor import WEIGHTS, GDN2Predictor
+from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.pipelines.predictor_folder import WEIGHTS
 
 SMALL = {
     "width": 16,

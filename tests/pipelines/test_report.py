@@ -11,10 +11,12 @@ import pandas as pd
 import pytest
 import torch
 
-from tsgdn2.audit import retained_keys
+from tsgdn2.audit import AuditConfig, retained_keys
 from tsgdn2.evaluation.metrics import LEVELS, Judged
+from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines import figures
 from tsgdn2.pipelines.accounts import account, metrics
+from tsgdn2.pipelines.audit_report import online_view
 from tsgdn2.pipelines.comparison import COLUMNS, OURS, Comparison, Model, number
 from tsgdn2.pipelines.estimator import GDN2Estimator
 from tsgdn2.pipelines.predictor import GDN2Predictor
@@ -158,3 +160,31 @@ def test_a_trace_ends_where_a_longer_window_ends(predictor: GDN2Predictor) -> No
     assert torch.equal(short.k, long.k[:, -16:])
     assert long.clocks.shape == (1, 75)
     assert bool((long.initial == 0).all())
+
+
+def test_the_online_view_names_the_stream_that_a_slot_has_now_and_an_eviction_the_one_that_it_was_of(
+    predictor: GDN2Predictor,
+) -> None:
+    rng = np.random.default_rng(4)
+    # Nothing is retained at this threshold for long, so that every stream has evictions.
+    audit = AuditConfig(threshold=0.9, hysteresis=0.05)
+    online = OnlinePredictor.from_predictor(predictor, channels=("x", "y"), audit=audit)
+
+    def feed(stream: str, steps: int) -> None:
+        for step in range(steps):
+            online.observe(stream, step * HOUR, rng.normal(size=2))
+
+    feed("first", 120)
+    feed("gone", 120)
+    feed("last", 120)
+    fallen = online.evictions(drain=True)
+    online.remove("gone")
+    online.remove("first")
+    feed("new", 40)
+    view = online_view(online, fallen + online.evictions(drain=True))
+    assert view is not None
+    writes = dict(view.heads.select("series", "writes").iter_rows())
+    assert writes == {"last/x": 29, "last/y": 29, "new/x": 9, "new/y": 9}
+    told = set(view.evictions["series"])
+    assert {"first/x", "gone/y", "last/x", "new/x"} <= told
+    assert {name.partition("/")[0] for name in told} == {"first", "gone", "last", "new"}
