@@ -49,7 +49,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "[2/4] installing $(PINNED_TORCH)"
 	@$(PIP_INSTALL) "$(PINNED_TORCH)" setuptools
 	@echo "[3/4] installing what tsgdn2 depends on (a minute or two)"
-	@$(PIP_INSTALL) --no-build-isolation --editable ".[dev]"
+	@$(PIP_INSTALL) --no-build-isolation --editable ".[dev,service]"
 	@echo "[4/4] $(VENV) is ready"
 	@touch $(READY)
 

@@ -92,6 +92,17 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "bits per byte": "bits_per_byte", "weights of the blocks": "parameters",
         "floats of state a layer": "state_floats",
     },
+    "service": {
+        "rows a second": "rows_per_s", "yardstick / it": "yardstick_over", "processor / its": "yardstick_cpu_over",
+        "p50, ms": "p50_ms", "p99": "p99_ms", "at half rate: p50, ms": "half_p50_ms", "p99, ms": "half_p99_ms",
+        "largest": "half_max_ms", "rows a group": "rows_a_group", "cores": "cpu_service", "cores of all": "cpu_all",
+        "of others": "cpu_others", "MB": "rss_mb",
+    },
+    "service_memory": {
+        "minutes": "soak_minutes", "rows a second": "soak_rows_per_s", "p50, ms": "soak_p50_ms", "p99": "soak_p99_ms",
+        "largest": "soak_max_ms", "MB after a third": "rss_third_mb", "at the end": "rss_end_mb",
+        "bytes a minute": "rss_slope_bytes_per_minute", "file, MB": "file_start_mb", "file at the end": "file_end_mb",
+    },
     "serving": {
         "update, µs": "update_us", "mean of 8": "update_patch_us", "processor": "update_cpu_us",
         "/ ours": "update_over_ours", "/ youngest": "update_over_youngest", "forecast, µs": "forecast_us",
@@ -99,11 +110,11 @@ TABLES: Mapping[str, Mapping[str, str]] = {
         "bytes a stream": "bytes",
     },
 }  # fmt: skip
-UNSEEDED = frozenset({"scan_cpu", "serving"})
+UNSEEDED = frozenset({"scan_cpu", "serving", "service", "service_memory"})
 """Tables whose figures depend on no seed: without the columns of seeds and processor seconds."""
 FILES = {
     "robustness_relative": "robustness", "robustness_mase": "robustness", "recovery": "robustness",
-    "calibration_all": "calibration",
+    "calibration_all": "calibration", "service_memory": "service",
 }  # fmt: skip
 """Tables made from the rows of another file than the one that bears their name."""
 PAGES = ("README.md", "kernels/README.md", "evaluation/README.md")

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from tsgdn2.audit import Eviction
 from tsgdn2.events.online import OnlineEvents
 from tsgdn2.online import OnlinePredictor
+from tsgdn2.passage import Evicted
 from tsgdn2.pipelines import figures
 from tsgdn2.pipelines.accounts import Account, Clock, metrics
 from tsgdn2.pipelines.report import Report
@@ -40,40 +40,43 @@ class OnlineView:
     """What needs a human, in words."""
 
 
-def online_view(online: OnlinePredictor | OnlineEvents, evictions: Sequence[Eviction]) -> OnlineView | None:
-    """Read the audit of every lane; None where the predictor runs without one."""
+def online_view(online: OnlinePredictor | OnlineEvents, evictions: Sequence[Evicted]) -> OnlineView | None:
+    """Read the audit of every lane; None where the predictor runs without one.
+
+    evictions: what `online.evictions(drain=True)` gave on the way; each knows its stream, which may be gone by now.
+    """
     audit, config, clock = online.audit, online.config, Clock(period=online.config.period_ns)
     if audit is None:
         return None
     channels = online.targets if isinstance(online, OnlineEvents) else online.channels
 
-    def series(slot: int) -> str:
-        stream, lane = divmod(slot, config.lanes)
-        return f"{online.streams[stream]}/{channels[lane]}" if config.lanes > 1 else online.streams[stream]
+    def series(stream: str, channel: str | None) -> str:
+        return f"{stream}/{channel}" if config.lanes > 1 else stream
 
     rows, alerts = [], []
-    for slot in range(len(online.streams) * config.lanes):
-        found = audit.readings(slot)
-        alerts += [f"{series(slot)}: {alert.message}" for alert in found.alerts]
+    slots = [(stream, lane, slot) for stream in online.streams for lane, slot in enumerate(online.audit_slots(stream))]
+    for stream, lane, slot in slots:
+        found, name = audit.readings(slot), series(stream, channels[lane])
+        alerts += [f"{name}: {alert.message}" for alert in found.alerts]
         for head in found.heads:
-            ages = {name: float(clock.age(np.array([getattr(head, name)]))[0]) for name in ("mean_age", "half_life")}
+            ages = {key: float(clock.age(np.array([getattr(head, key)]))[0]) for key in ("mean_age", "half_life")}
             rows.append(
                 {
-                    "series": series(slot), "layer": head.layer, "head": head.head, "writes": found.writes,
+                    "series": name, "layer": head.layer, "head": head.head, "writes": found.writes,
                     f"half_life_{clock.unit}": ages["half_life"], f"mean_age_{clock.unit}": ages["mean_age"],
                     "retained_writes": head.retained, "key_directions": head.directions, "energy": head.energy,
                     "crosstalk_over_signal": head.crosstalk / head.signal if head.signal > 0 else math.nan,
                     "ledger_residual": head.residual, "swell": head.swell,
-                    **{f"booked_{name}": value for name, value in head.ledger.items()},
-                    **{f"cohort_{name}": value for name, value in head.cohorts.items()},
+                    **{f"booked_{key}": value for key, value in head.ledger.items()},
+                    **{f"cohort_{key}": value for key, value in head.cohorts.items()},
                 }
             )  # fmt: skip
     fallen = [
-        {"series": series(one.slot)}
-        | {name: value for name, value in asdict(one).items() if name not in ("slot", "birth", "time", "evictor_time")}
-        | {name: int(clock.moment(np.array([step]))[0].astype(np.int64))
-           for name, step in (("written", one.birth), ("evicted", one.time), ("evictor_written", one.evictor_time))}
-        for one in evictions
+        {"series": series(stream, channel)}
+        | {key: value for key, value in asdict(one).items() if key not in ("slot", "birth", "time", "evictor_time")}
+        | {key: int(clock.moment(np.array([step]))[0].astype(np.int64))
+           for key, step in (("written", one.birth), ("evicted", one.time), ("evictor_written", one.evictor_time))}
+        for stream, channel, one in evictions
     ]  # fmt: skip
     frame = pl.DataFrame(fallen)
     if fallen:

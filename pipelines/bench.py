@@ -10,6 +10,7 @@
     nab        anomaly scores of telemetry by the rules of the Numenta Anomaly Benchmark (nab_bench.py)
     calibration coverage and width of adaptive intervals on the same streams (calibration.py)
     serving    one update and one forecast against rivals, by age and number of streams (serving.py)
+    service    HTTP, MQTT and the memory under load, beside predictor and journal alone (service_bench.py)
 
     <output>/<what>.jsonl                 a row is appended as soon as it is known
     <output>/<what>.html, <what>.md       the page of all rows of the file (bench_report.py), of earlier runs too
@@ -52,6 +53,7 @@ from tsgdn2.pipelines.predictor import GDN2Predictor
 from tsgdn2.pipelines.robustness import QUICK, Plan, study
 from tsgdn2.pipelines.runs import Run
 from tsgdn2.pipelines.screen import Screen
+from tsgdn2.pipelines.service_bench import service_rows
 from tsgdn2.pipelines.serving import serving_rows
 from tsgdn2.pipelines.training import record_options
 from tsgdn2.pipelines.training_shares import rows as training
@@ -81,6 +83,7 @@ def run(job: Bench) -> None:
         "nab": lambda own: nab_rows(own.seeds, quick=own.quick),
         "calibration": lambda own: calibration_rows(own.seeds, quick=own.quick),
         "serving": lambda own: serving_rows(own.seeds[0], quick=own.quick),
+        "service": service_rows,
     }
     screen = Screen(job.quiet)
     job = replace(job, output=job.output or job.runs / "bench")

@@ -3,6 +3,7 @@
     tsgdn2 train --config weather.yaml --model.width 96        flags win over the file
     tsgdn2 train --print_config                                 a file to start from
     tsgdn2 pretrain run --config tiny --data shards             a configuration of the package, by its name
+    tsgdn2 serve --source host --source mqtt://broker           an option that may be given several times
 
 Nothing heavy is imported before a job begins. Exit codes: 0 done, 1 an unexpected fault (with its traceback),
 2 something that the caller can mend, 130 interrupted.
@@ -23,6 +24,7 @@ from tsgdn2.datasets.errors import DataError
 from tsgdn2.errors import TsgdnError
 from tsgdn2.pipelines.jobs import JOBS, Options, runner
 from tsgdn2.pipelines.pretrain.recipes import named
+from tsgdn2.pipelines.service_jobs import gathered
 
 ABOUT = "State models for streams that never end: train, backtest, stream and audit Gated DeltaNet-2 forecasters."
 GROUPS: Final = {
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", message="Using `json`-module", category=UserWarning)  # nothing large goes there
     try:
         whole = parser()
-        name, job = _job(whole, whole.parse_args(named([item for item in given if item != "--debug"])))
+        name, job = _job(whole, whole.parse_args(gathered(named([item for item in given if item != "--debug"]))))
         runner(name)(job)
     except (TsgdnError, DataError) as error:
         if debug:
@@ -92,7 +94,7 @@ def _job(whole: ArgumentParser, parsed: Namespace) -> tuple[str, object]:
         name = f"{name} {values['verb']}"
         values = values[values["verb"]]
     options, _ = JOBS[name]
-    fields = {key: value for key, value in vars(values).items() if key in options.__dataclass_fields__}
+    fields = {name: values[name] for name in options.__dataclass_fields__ if name in values}
     return name, options(**fields)
 
 

@@ -27,9 +27,20 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from tsgdn2.pipelines.events import Artifact, Dataset, End, Event, Metrics, ModelFolder, Params, Tags
+from tsgdn2.pipelines.events import (
+    Artifact,
+    Dataset,
+    End,
+    Event,
+    Metrics,
+    ModelFolder,
+    Params,
+    Tags,
+    VersionTags,
+)
 from tsgdn2.pipelines.spool import Progress, Spool, TrackingError, files_below
 from tsgdn2.pipelines.tracking import artifact_home, bounded, connect, probe, shown
+from tsgdn2.pipelines.versions import register, tag_version
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Metric
@@ -234,6 +245,8 @@ class _Sender:
                     )
             case ModelFolder() as model:
                 self.send_model(run_id, event, model)
+            case VersionTags() as version:
+                tag_version(self.client, version)
             case End(status=status):
                 with redirect_stdout(StringIO()):  # MLflow prints two links here
                     self.client.set_terminated(run_id, status=status, end_time=event.time_ms)
@@ -274,20 +287,7 @@ class _Sender:
             # a server takes models:/<id>; without one MLflow would look the id up in the process's global store
             source = f"models:/{model.model_id}" if self.remote else model.artifact_location
             tags = {SPOOL_TAG: spool_id, EVENT_TAG: number}
-            self.register(run_id, model.model_id, source, payload.registered_name, tags)
-
-    def register(self, run_id: str, model_id: str, source: str, name: str, tags: dict[str, str]) -> None:
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            self.client.create_registered_model(name)
-        versions = self.client.search_model_versions(f"name = '{name}' AND run_id = '{run_id}'")
-        if not any(version.tags.get(EVENT_TAG) == tags[EVENT_TAG] for version in versions):
-            self.client.create_model_version(name, source, run_id, tags, await_creation_for=0, model_id=model_id)
+            register(self.client, run_id, model.model_id, source, payload.registered_name, tags, same=EVENT_TAG)
 
 
 def dataset_input(dataset: Dataset) -> DatasetInput:

@@ -14,6 +14,10 @@ from tsgdn2.errors import SchemaError
 COLUMN_TYPES = ("boolean", "integer", "long", "float", "double", "string", "binary", "datetime")
 NOT_IN_NAMES = re.compile(r"[^/\w.\- :]+", re.ASCII)
 LONGEST = {"param": 6000, "tag": 8000}
+AUDIT_STATUS = "audit.status"
+AUDIT_REASONS = "audit.reasons"
+PASSED, FAILED, PENDING = "passed", "failed", "pending"
+"""Tag of a registered version that says what its audit found, the tag that says why, and the first one's values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +71,22 @@ class ModelFolder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VersionTags:
+    """Labels of a version of a registered model; a later value replaces an earlier one."""
+
+    name: str
+    version: str
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class End:
-    """The last event: FINISHED, FAILED or KILLED."""
+    """The last event: FINISHED, FAILED or KILLED; RUNNING where more will come under the same id."""
 
     status: str
 
 
-Payload = Params | Tags | Metrics | Dataset | Artifact | ModelFolder | End
+Payload = Params | Tags | Metrics | Dataset | Artifact | ModelFolder | VersionTags | End
 KINDS: dict[str, type[Payload]] = {
     "params": Params,
     "tags": Tags,
@@ -81,6 +94,7 @@ KINDS: dict[str, type[Payload]] = {
     "dataset": Dataset,
     "artifact": Artifact,
     "model": ModelFolder,
+    "version": VersionTags,
     "end": End,
 }
 KIND_NAMES = {kind: name for name, kind in KINDS.items()}

@@ -23,6 +23,8 @@ from tsgdn2.pipelines.options import (
     at_least_one,
 )
 from tsgdn2.pipelines.pretrain.jobs import PRETRAIN, Verb
+from tsgdn2.pipelines.service_bench_options import ServiceLoad
+from tsgdn2.pipelines.service_jobs import AuditSync, Serve
 
 __all__ = [
     "JOBS",
@@ -40,6 +42,7 @@ __all__ = [
     "Probe",
     "Quickstart",
     "Replay",
+    "Serve",
     "Train",
     "runner",
 ]
@@ -197,25 +200,14 @@ class AuditRun(Job):
     """Account for every write of a window: what the state kept, what it lost, why, and to whom."""
 
     predictor: Path
-    """Folder that `train` wrote, or a saved online state (.safetensors), whose own audit is then shown too."""
+    """Folder that `train` wrote, a registered version (models:/name/3), whose tag audit.status this audit decides, or a
+    saved online state (.safetensors), whose own audit is then shown too."""
     data: str | None = None
     """A file or a named set, as for `train`; without it only the audit of a saved online state is shown."""
     columns: DataOptions = field(default_factory=DataOptions)
     """How the file is read."""
     audit: AuditOptions = field(default_factory=AuditOptions)
     """What the audit looks at."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditSync:
-    """Send what waits in the local spool to MLflow, after a server was down or a process died."""
-
-    runs: Path = Path("runs")
-    """Folder of the spool, as given to the jobs."""
-    tracking_uri: str | None = None
-    """MLflow server or store; None is the one that each run was meant for."""
-    timeout: float = 10.0
-    """Seconds that a server may take to answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +245,7 @@ class Probe(Job):
                 raise ConfigError(f"{name}: must hold at least one, got none; leave it out for the table's")
 
 
-QUICK: Final = ("robustness", "events", "nab", "calibration", "serving")
+QUICK: Final = ("robustness", "events", "nab", "calibration", "serving", "service")
 """Benchmarks with a quick form."""
 
 
@@ -266,10 +258,11 @@ class Bench(Job):
     experiment: str = "bench"
     """MLflow experiment of the run."""
     what: Literal[
-        "etth1", "phases", "memory", "endurance", "training", "robustness", "events", "nab", "calibration", "serving"
-    ] = "etth1"
+        "etth1", "phases", "memory", "endurance", "training", "robustness", "events", "nab", "calibration", "serving",
+        "service",
+    ] = "etth1"  # fmt: skip
     """Accuracy: etth1, phases, robustness, events, memory. Anomalies: nab. Coverage: calibration. Time: endurance,
-    training, serving. TSGDN2_DATA or a network must give the data."""
+    training, serving, service. TSGDN2_DATA or a network must give the data."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the trained rows; robustness does all of its sets with the first one, ETTh1 with the others too."""
     epochs: int = 13
@@ -280,6 +273,8 @@ class Bench(Job):
     """Seconds instead of minutes, to see that all works; rows and page are called <what>-quick."""
     page_only: bool = False
     """Measure nothing: make the page of the rows that are there."""
+    service: ServiceLoad = field(default_factory=ServiceLoad)
+    """Load, contenders and length of the service's benchmark."""
 
     def __post_init__(self) -> None:
         """Check what no benchmark does."""
@@ -289,7 +284,7 @@ class Bench(Job):
             raise ConfigError(f"quick: only {', '.join(QUICK)} have a quick form, got what={self.what!r}")
 
 
-Options = type[Job] | type[AuditSync] | Verb
+Options = type[Job] | type[AuditSync] | type[Serve] | Verb
 
 # Job name on the command line: its options, and the module and function that run it.
 JOBS: Final[dict[str, tuple[Options, str]]] = {
@@ -297,6 +292,7 @@ JOBS: Final[dict[str, tuple[Options, str]]] = {
     "train": (Train, "train"),
     "backtest": (Backtest, "backtest"),
     "replay": (Replay, "replay"),
+    "serve": (Serve, "serve"),
     "audit run": (AuditRun, "audit"),
     "audit sync": (AuditSync, "audit_sync"),
     "probe": (Probe, "probe"),

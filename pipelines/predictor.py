@@ -6,7 +6,6 @@ Batch and streaming mean the same thing: `context_length` limited the training w
 sorted by length and packed, the order of the data set is restored.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,14 +30,11 @@ from tsgdn2.forecaster import Forecaster, ForecasterConfig, Layout, QueryInputs,
 from tsgdn2.pipelines.distribution import Distribution
 from tsgdn2.pipelines.entries import RawSeries, read_entry
 from tsgdn2.pipelines.packing import NONE, Lines, pack, patch_clocks, run_of, streams_of, timelines_of
+from tsgdn2.pipelines.predictor_folder import ARGUMENTS, KIND, SCHEMA, WEIGHTS, digest_of
 from tsgdn2.scale import Floats
 from tsgdn2.sequence import Peers
 from tsgdn2.standards import Standards
 
-KIND = "tsgdn2-predictor-weights"
-SCHEMA = 1
-WEIGHTS = "weights.safetensors"
-ARGUMENTS = "predictor.json"
 SORT_BUFFER = 4096
 PIECE = 128  # commits per pass; a multiple of the 64 at which the state is bounded
 
@@ -183,14 +179,14 @@ class GDN2Predictor(PyTorchPredictor):
         """Folder with GluonTS's JSON files and the weights as checksummed safetensors; no pickle."""
         RepresentablePredictor.serialize(self, path)
         weights = {name: t.detach().cpu() for name, t in self.forecaster.state_dict().items()}
-        facts = {"fingerprint": self.config.fingerprint, "predictor": _digest(Path(path))}
+        facts = {"fingerprint": self.config.fingerprint, "predictor": digest_of(Path(path))}
         checkpoint.write(Path(path) / WEIGHTS, weights, facts, kind=KIND, schema=SCHEMA)
 
     @classmethod
     def deserialize(cls, path: Path, device: str | torch.device | None = None) -> "GDN2Predictor":
         """Read what `serialize` wrote; CheckpointError says what is wrong with it."""
         weights, kept = checkpoint.read(Path(path) / WEIGHTS, kind=KIND, schema=SCHEMA)
-        if kept.get("predictor") != _digest(Path(path)):
+        if kept.get("predictor") != digest_of(Path(path)):
             raise CheckpointError(f"path: {path}/{ARGUMENTS} is missing or was altered; restore the whole folder")
         predictor = load_json((Path(path) / ARGUMENTS).read_text())
         predictor.prediction_net.to(weights["norm.weight"].dtype).load_state_dict(weights)
@@ -204,11 +200,6 @@ class GDN2Predictor(PyTorchPredictor):
         return dump_json(self) == dump_json(other) and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
     __hash__ = None  # type: ignore[assignment]
-
-
-def _digest(folder: Path) -> str:
-    file = folder / ARGUMENTS
-    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
 def load(path: str | Path) -> Predictor:

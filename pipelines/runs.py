@@ -35,6 +35,7 @@ from tsgdn2.pipelines.events import (
     ModelFolder,
     Params,
     Tags,
+    VersionTags,
     clean_keys,
     clean_name,
     texts,
@@ -235,6 +236,10 @@ class Run:
                 ),
                 source=folder,
             )
+
+    def version_tags(self, name: str, version: str, values: Mapping[str, object]) -> None:
+        """Record labels of a version of a registered model, which it gets when the run is sent."""
+        self.spool.append(VersionTags(name=name, version=version, values=texts("tag", values)))
 
     def close(self, status: str = "FINISHED") -> None:
         """Record the end (FINISHED, FAILED or KILLED); an outermost run is then sent, with those nested in it."""

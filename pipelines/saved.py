@@ -14,12 +14,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from tsgdn2.audit import AuditConfig
-from tsgdn2.errors import CheckpointError, ConfigError
+from tsgdn2.errors import ConfigError
 from tsgdn2.events import online as event_online
 from tsgdn2.events.online import OnlineEvents
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.pipelines.options import ArrivalOptions
 from tsgdn2.pipelines.predictor import GDN2Predictor
+from tsgdn2.pipelines.predictor_folder import located
 from tsgdn2.pipelines.source import span_ns
 
 STATE = ".safetensors"
@@ -29,10 +30,7 @@ Online = OnlinePredictor | OnlineEvents
 
 def open_predictor(path: Path) -> GDN2Predictor:
     """Read a predictor folder, or the output folder of `train` that holds one. Errors: CheckpointError."""
-    folder = path / "predictor" if (path / "predictor" / "predictor.json").is_file() else path
-    if not (folder / "predictor.json").is_file():
-        raise CheckpointError(f"predictor: {path} is no folder that `tsgdn2 train` wrote (no predictor.json in it)")
-    found: GDN2Predictor = GDN2Predictor.deserialize(folder)
+    found: GDN2Predictor = GDN2Predictor.deserialize(located(path))
     return found
 
 

@@ -22,13 +22,13 @@ import torch
 from gluonts.model.forecast import QuantileForecast
 from numpy.typing import NDArray
 
-from tsgdn2.audit import Eviction
 from tsgdn2.datasets.events import TYPE
 from tsgdn2.datasets.frame import STREAM, TIME
 from tsgdn2.errors import StreamError
 from tsgdn2.events.online import EventObservation, OnlineEvents
 from tsgdn2.forecast import Forecast, to_polars
 from tsgdn2.online import Observation, OnlinePredictor
+from tsgdn2.passage import Evicted
 
 SECOND_NS = 1_000_000_000
 
@@ -43,8 +43,8 @@ class Streamed:
     """stream, time, status, and the surprise of every channel in bits."""
     nanoseconds: NDArray[np.int64]
     """Wall clock of each `observe` [N]."""
-    evictions: list[Eviction]
-    """What the online audit saw fall, oldest first."""
+    evictions: list[Evicted]
+    """What the online audit saw fall, oldest first, each with its stream."""
 
     @property
     def microseconds(self) -> float:
@@ -191,7 +191,7 @@ def _streamed(
     """The loop of the module."""
     names, stamps, period = rows[STREAM].to_list(), rows[TIME].to_physical().to_list(), online.config.period_ns
     forecasts: list[Forecast] = []
-    statuses, bits, evictions = [], np.full((len(stamps), len(channels)), np.nan), []
+    statuses, bits, evictions = [], np.full((len(stamps), len(channels)), np.nan), list[Evicted]()
     nanoseconds = np.zeros(len(stamps), np.int64)
     began, first = time.perf_counter(), stamps[0] if stamps else 0
     for row, stamp in enumerate(stamps):
@@ -204,12 +204,11 @@ def _streamed(
         asked.heard(names[row], stamp)
         statuses.append(seen.status)
         bits[row] = seen.surprise
-        if online.audit is not None and row % 256 == 0:
-            evictions += online.audit.drain()
+        if row % 256 == 0:
+            evictions += online.evictions(drain=True)
         tick()
     forecasts += asked.before(None)
-    if online.audit is not None:
-        evictions += online.audit.drain()
+    evictions += online.evictions(drain=True)
     surprises = rows.select(STREAM, TIME).with_columns(
         pl.Series("status", statuses, dtype=pl.String),
         *(pl.Series(f"surprise.{name}", bits[:, c], nan_to_null=True) for c, name in enumerate(channels)),

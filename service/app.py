@@ -22,12 +22,14 @@ from tsgdn2 import __version__
 from tsgdn2.errors import TsgdnError
 from tsgdn2.service import (
     routes_audit,
+    routes_dashboard,
     routes_events,
     routes_forecast,
     routes_ingest,
     routes_keys,
     routes_observe,
     routes_operations,
+    routes_overview,
     routes_streams,
 )
 from tsgdn2.service.connectors.connector import Connector
@@ -45,7 +47,7 @@ ROUTERS: Final[tuple[APIRouter, ...]] = tuple(
     module.router
     for module in (
         routes_observe, routes_forecast, routes_streams, routes_audit, routes_events, routes_ingest, routes_keys,
-        routes_operations,
+        routes_operations, routes_overview, routes_dashboard,
     )
 )  # fmt: skip
 ABOUT: Final = (

@@ -1,6 +1,7 @@
 """Rows that are on the disk and not yet in the states: applied in slices, so that a commit never waits for all of them.
 
-    commit -> owe:  rows cut into slices of some milliseconds           pay: the slices in their order, for a while
+    commit -> owe:  rows cut into slices of some milliseconds           pay: the slices in their order, for a while;
+                    small ones of groups that follow each other are applied in one call, which has its own price
     a reading, an eviction, a snapshot of a stream -> settle: the slices that have it, now
 
 The journal may so run ahead of the states, by no more than the queue's limit; rows of one stream are applied in their
@@ -99,9 +100,17 @@ class Arrears:
         """Apply slices in their order, at least one, until so much time has passed."""
         end = time.perf_counter() + seconds
         while self._line:
-            self._apply(self._line.popleft())
+            self._apply(self._together(self._line))
             if time.perf_counter() >= end:
                 return
+
+    def _together(self, line: deque[Slice]) -> list[Slice]:
+        """The next slices that are worth one call."""
+        taken, most = [line.popleft()], self._sessions.limits.slice_s
+        seconds = taken[0].seconds
+        while line and (seconds := seconds + line[0].seconds) <= most:
+            taken.append(line.popleft())
+        return taken
 
     def settle(self, streams: Collection[str]) -> None:
         """Apply all that is owed to these streams, and what shares their slices."""
@@ -116,8 +125,9 @@ class Arrears:
                 chosen.append(one)
         taken = {id(one) for one in chosen}
         self._line = deque(one for one in self._line if id(one) not in taken)
-        for one in reversed(chosen):
-            self._apply(one)
+        first = deque(reversed(chosen))
+        while first:
+            self._apply(self._together(first))
 
     def finished(self) -> list[Group]:
         """Groups whose rows are all applied since this was asked last."""
@@ -132,23 +142,27 @@ class Arrears:
         self._line.clear()
         return [*self.finished(), *groups.values()]
 
-    def _apply(self, one: Slice) -> None:
+    def _apply(self, slices: Sequence[Slice]) -> None:
         began = time.perf_counter()
         try:
-            self._into_states(one)
+            self._into_states(slices)
         finally:
-            self.paid(one.group)
+            for one in slices:
+                self.paid(one.group)
             took = time.perf_counter() - began
             self._spent.slices += 1
             self._spent.apply += took
-            self._effort.learn(one.seconds, took)
+            self._effort.learn(sum(one.seconds for one in slices), took)
 
-    def _into_states(self, one: Slice) -> None:
-        sessions, group = self._sessions, one.group
-        done, away = self._standing(one)
-        mine = np.flatnonzero(~done)
-        if len(mine):
-            batch = one.batch.take(mine)
+    def _into_states(self, slices: Sequence[Slice]) -> None:
+        sessions, mine, away = self._sessions, list[Ints](), list[list[str]]()
+        for one in slices:
+            done, missing = self._standing(one)
+            mine.append(np.flatnonzero(~done))
+            away.append(missing)
+        batch = Batch.concat([one.batch.take(rows) for one, rows in zip(slices, mine, strict=True)])
+        seqs = np.concatenate([one.seqs[rows] for one, rows in zip(slices, mine, strict=True)])
+        if len(batch):
             streams = list(dict.fromkeys(batch.streams))
             try:
                 found = applied(sessions.online, batch)
@@ -156,19 +170,24 @@ class Arrears:
                 # What is in the journal shall be in the states: what the predictor has of them now, nobody knows.
                 log.exception("memory.predictor_failed", error=str(error), streams=len(streams))
                 sessions.drop(streams)
-                away += streams
+                away = [list(one.streams - sessions.hot.keys() - sessions.aside.keys()) for one in slices]
             else:
-                group.status[one.places[mine]] = found.status
-                group.surprise[one.places[mine]] = found.surprise
+                at = 0
+                for one, rows in zip(slices, mine, strict=True):
+                    span = slice(at, at + len(rows))
+                    one.group.status[one.places[rows]] = found.status[span]
+                    one.group.surprise[one.places[rows]] = found.surprise[span]
+                    at += len(rows)
                 new = {stream for stream in streams if not sessions.hot[stream].seq}
-                sessions.applied(batch.streams, one.seqs[mine].tolist())
+                sessions.applied(batch.streams, seqs.tolist())
                 self._check(streams, new, batch, found.status)
-                self._heard(batch, found, one.seqs[mine])
-        if away:
-            self._read_back(one, away)
-        if sessions.aside:
-            lost = [place for place in one.places.tolist() if group.batch.streams[place] in sessions.aside]
-            group.refuse(np.array(lost, np.int64), sessions.aside)
+                self._heard(batch, found, seqs)
+        for one, missing in zip(slices, away, strict=True):
+            if missing:
+                self._read_back(one, missing)
+            if sessions.aside:
+                lost = [place for place in one.places.tolist() if one.group.batch.streams[place] in sessions.aside]
+                one.group.refuse(np.array(lost, np.int64), sessions.aside)
 
     def _standing(self, one: Slice) -> tuple[np.ndarray, list[str]]:
         """Which rows need no applying, their state having them or there being none, and streams that are not hot."""

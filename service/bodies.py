@@ -22,8 +22,9 @@ Name = Annotated[str, Strict(), Field(min_length=1, max_length=512)]
 Values = dict[Name, Number | None] | list[Number | None]
 _HOUR = 1_700_002_800_000_000_000
 Status = Literal[
-    "new", "missing", "duplicate", "replaced", "filled", "late", "held", "replayed", "seen", "behind", "refused"
-]
+    "new", "missing", "duplicate", "replaced", "filled", "late", "held", "replayed", "seen", "behind", "refused",
+    "kept", "elsewhere",
+]  # fmt: skip
 
 
 def shaped(example: dict[str, Any]) -> ConfigDict:

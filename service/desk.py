@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Final, ParamSpec, TypeVar
 from urllib.parse import urlsplit
@@ -29,19 +30,21 @@ from tsgdn2.service.batch import Batch
 from tsgdn2.service.connectors.connector import Connector
 from tsgdn2.service.connectors.delivery import Delivery
 from tsgdn2.service.connectors.router import Router
-from tsgdn2.service.errors import ForbiddenError, ServiceError
+from tsgdn2.service.errors import BusyError, ForbiddenError, ServiceError, StoreError, UnavailableError
 from tsgdn2.service.events import Hub
-from tsgdn2.service.faults import AsideError, UnavailableError
+from tsgdn2.service.faults import AsideError
 from tsgdn2.service.keys import Caller, Issued, KeyRing, Needed
 from tsgdn2.service.mapping import MappingFile
 from tsgdn2.service.memory import Memory
 from tsgdn2.service.metrics import Metrics
 from tsgdn2.service.quotas import Rates, Room
-from tsgdn2.service.receipts import Receipt
+from tsgdn2.service.receipts import ELSEWHERE, Outcome, Receipt
 from tsgdn2.service.settings import Settings, is_loopback
+from tsgdn2.service.stock import stock
 from tsgdn2.service.store import Store
-from tsgdn2.service.tenants import US, before, is_of, own, passed
+from tsgdn2.service.tenants import US, before, is_of, own, passed, whole
 from tsgdn2.service.traces import Tracing
+from tsgdn2.service.trail import Trail
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,6 +53,8 @@ _DECODERS: Final = 2
 """Bodies that are decoded at a time."""
 _ROUTERS: Final = 1_000
 _PAGE: Final = 1_000
+ELSEWHERE_S: Final = 1.0
+"""Seconds after which a connector's rows of a stream that another process holds are tried again."""
 
 
 class Desk:
@@ -74,6 +79,9 @@ class Desk:
         self.rows = Rates("rows", settings.tenant_rows_per_s)
         self.room = Room(settings.waiting_bytes)
         self.hub = Hub(clients=settings.event_clients, queue=settings.event_queue, alert_bits=settings.alert_bits)
+        self.trail = Trail()
+        self.counted: dict[str, tuple[int, bool, float]] = {}
+        """How many streams each tenant had, whether there were more, and when that was."""
         self.failure: BaseException | None = None
         """What ended the opening."""
         self.first_key: Issued | None = None
@@ -86,6 +94,7 @@ class Desk:
         self._refreshing = asyncio.Lock()
         self.metrics.watch(memory, self.connectors, lambda: {
             "event_clients": self.hub.clients, "events_dropped": self.hub.dropped, "body_bytes": self.room.held,
+            **stock(store, settings.store),
         })  # fmt: skip
 
     @property
@@ -95,6 +104,8 @@ class Desk:
 
     async def open(self) -> None:
         """Start the memory and what feeds it; what goes wrong is in `failure`."""
+        loop = asyncio.get_running_loop()
+        self.memory.listen(partial(self._heard, loop), partial(self._gone, loop))
         try:
             await anyio.to_thread.run_sync(self.memory.start)
             await anyio.to_thread.run_sync(self._open_keys)
@@ -137,18 +148,23 @@ class Desk:
         given = text.strip() if kind.lower() in ("bearer", "token") else request.headers.get("x-api-key", "")
         return self.keys.check(given, needed)
 
-    async def take(self, caller: Caller, rows: Batch | Admitted) -> Receipt:
-        """Have rows of whole names kept and applied; the receipt says what became of each."""
+    async def take(
+        self, caller: Caller, rows: Batch | Admitted, *, soon: bool = False, counted: bool = True
+    ) -> Receipt:
+        """Have rows of whole names kept and applied, or kept at least; the receipt says what became of each.
+
+        counted: they count in the tenant's rate; False where they have been counted already.
+        """
         batch = rows if isinstance(rows, Batch) else rows.batch
-        self.rows.take(caller.tenant, len(batch))
-        receipt = await self.waited(lambda: self.memory.observe(rows, tenant=caller.tenant))
-        self._told(batch, receipt, rows)
-        return receipt
+        if counted:
+            self.rows.take(caller.tenant, len(batch))
+        return await self.waited(lambda: self.memory.observe(rows, tenant=caller.tenant, soon=soon))
 
     async def deliver(self, delivery: Delivery) -> object:
         """The sink of connectors: waits as long as it takes, in parts that fit a group.
 
-        StoreError also where the memory is away: a connector would give up what any other error speaks of.
+        Rows of a stream that another process holds wait until it lets go. StoreError also where the memory is away or
+        fails: a connector would give up what any other error speaks of, and no row is to blame for that.
         """
         rows = delivery.rows
         if any(US in stream for stream in set(rows.streams)):
@@ -156,12 +172,29 @@ class Desk:
         if not self.ready:
             raise UnavailableError("service: it is starting or stopping; it comes again")
         for part in rows.parts(min(self.memory.limits.group_rows, self.memory.limits.queue_rows)):
-            try:
-                receipt = await asyncio.wrap_future(self.memory.observe(part))
-            except ServiceError as error:
-                raise self._away(error) from None
-            self._told(part, receipt, part)
+            left = part
+            while len(left):
+                receipt = await self._kept(left)
+                left = left.take(np.array([status == ELSEWHERE for status in receipt.status]))
+                if len(left):
+                    reason = next(receipt.reasons[row] for row, one in enumerate(receipt.status) if one == ELSEWHERE)
+                    log.warning("service.held_elsewhere", rows=len(left), reason=reason, connector=delivery.connector)
+                    await asyncio.sleep(ELSEWHERE_S)
         return None
+
+    async def _kept(self, rows: Batch) -> Receipt:
+        """Have rows of a connector kept. Whatever goes wrong but the form of the rows is told as StoreError."""
+        try:
+            future = self.memory.observe(rows, soon=True)
+        except ServiceError as error:
+            raise self._away(error) from None
+        try:
+            return await asyncio.wrap_future(future)
+        except (BusyError, StoreError):
+            raise
+        except Exception as error:
+            log.exception("service.not_kept", rows=len(rows))
+            raise UnavailableError(f"service: the rows could not be kept now ({error}); they come again") from error
 
     async def waited(self, begin: Callable[[], Future[T]]) -> T:
         """What is begun, within `timeout_s`. UnavailableError when it took longer, or the memory has ended."""
@@ -214,6 +247,7 @@ class Desk:
         """A stream, by its own name, is no more."""
         if tenant in self._routers:
             self._routers[tenant].forget(stream)
+        self.trail.forget(whole(tenant, stream))
 
     async def threaded(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run what costs time, such as decoding, beside the event loop; few at a time."""
@@ -224,10 +258,22 @@ class Desk:
         ended = type(error) is ServiceError and not self.memory.status().ready
         return UnavailableError(str(error), retry_after=5.0) if ended else error
 
-    def _told(self, batch: Batch, receipt: Receipt, rows: Batch | Admitted) -> None:
+    def _heard(self, loop: asyncio.AbstractEventLoop, batch: Batch, outcome: Outcome) -> None:
+        """Rows were applied; told by the worker's thread."""
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._told, batch, outcome)
+
+    def _gone(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        """A stream was deleted or has expired; told by the worker's thread with its whole name."""
+        tenant, border, stream = name.partition(US)
+        with suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self.forgotten, *((tenant, stream) if border else ("", name)))
+
+    def _told(self, batch: Batch, outcome: Outcome) -> None:
+        self.trail.add(batch, outcome)
         if self.hub.clients:
-            surprise = receipt.surprise if isinstance(rows, Batch) else receipt.surprise[np.asarray(rows.rows)]
-            self.hub.observed(batch.streams, batch.times, surprise, self.memory.channels)
+            self.hub.observed(batch.streams, batch.times, outcome.surprise, self.memory.channels)
+            self.hub.arrived(batch, outcome.surprise)
 
     def _open_keys(self) -> None:
         self.keys.refresh()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tsgdn2.errors import TsgdnError
+from tsgdn2.errors import StreamError, TsgdnError
 
 
 class ServiceError(TsgdnError):
@@ -26,6 +26,21 @@ class CorruptError(StoreError):
     """What the store gave is not what was written; the message says what was lost, if anything."""
 
     status = 500
+
+
+class UnavailableError(StoreError):
+    """The memory does not answer now: it starts, it stops, it has failed, or it took too long; a connector waits."""
+
+    def __init__(self, message: str, *, retry_after: float = 2.0) -> None:
+        """retry_after: seconds after which it is worth trying again."""
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ElsewhereError(ServiceError, StreamError):
+    """Another process of the same store holds the stream; the message has its label. HTTP: 421 Misdirected Request."""
+
+    status = 421
 
 
 class BusyError(ServiceError):

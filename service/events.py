@@ -1,7 +1,8 @@
-"""Events for whoever listens: alerts and forecasts, each to the tenant that it belongs to, bounded for every client.
+"""Events for whoever listens: alerts, forecasts and rows, each to the tenant it belongs to, bounded for every client.
 
     observed -> alert where a surprise is large           published at once
              -> the stream is due, if a client watches it -> every forecast_every_s: one forecast, published
+    arrived  -> the rows themselves, of streams that a client names and wants the rows of
 
 A client that reads too slowly loses the oldest events and is told how many; nobody waits for it. Nothing is kept: who
 connects anew has missed what was in between, and reads /v1/ledger for what must not be missed.
@@ -17,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from pydantic_core import to_json
 
-from tsgdn2.service.batch import Floats
+from tsgdn2.service.batch import Batch, Floats
 from tsgdn2.service.errors import BusyError
 from tsgdn2.service.tenants import is_of, own
 
@@ -25,7 +26,8 @@ PING_S: Final = 15.0
 MOST_WATCHED: Final = 32
 _MOST_ALERTS: Final = 100
 _MOST_DUE: Final = 256
-KINDS: Final = ("alert", "forecast")
+_MOST_ROWS: Final = 512
+KINDS: Final = ("alert", "forecast", "rows")
 
 
 class Client:
@@ -69,6 +71,7 @@ class Hub:
         self._most, self._queue, self._bits = clients, queue, alert_bits
         self._clients: set[Client] = set()
         self._watched: Counter[str] = Counter()
+        self._followed: Counter[str] = Counter()
         self._due: dict[str, None] = {}
         self._closed = False
         self.dropped = 0
@@ -92,6 +95,8 @@ class Hub:
         if "forecast" in client.kinds:
             self._watched.update(client.streams)
             self._due |= dict.fromkeys(client.streams)
+        if "rows" in client.kinds:
+            self._followed.update(client.streams)
         return client
 
     def leave(self, client: Client) -> None:
@@ -100,6 +105,8 @@ class Hub:
             self._clients.discard(client)
             if "forecast" in client.kinds:
                 self._watched -= Counter(client.streams)
+            if "rows" in client.kinds:
+                self._followed -= Counter(client.streams)
 
     def observed(self, streams: tuple[str, ...], times: Any, surprise: Floats, channels: tuple[str, ...]) -> None:
         """Rows [N] of whole names were taken: surprise [N, C] in bits, times int64 ns [N]."""
@@ -117,6 +124,24 @@ class Hub:
             for client in self._clients:
                 if client.wants("alert", streams[row]):
                     client.dropped += 1
+
+    def arrived(self, batch: Batch, surprise: Floats) -> None:
+        """Rows [N] of whole names were taken, with their surprise [N, C]: tell those who follow one of their streams.
+
+        One event for a stream, of the last 512 of its rows here.
+        """
+        if not self._followed:
+            return
+        places: dict[str, list[int]] = {}
+        for row, stream in enumerate(batch.streams):
+            if stream in self._followed:
+                places.setdefault(stream, []).append(row)
+        for stream, rows in places.items():
+            chosen = rows[-_MOST_ROWS:]
+            self.publish("rows", stream, {
+                "times": batch.times[chosen].tolist(), "values": batch.values[chosen].tolist(),
+                "surprise": surprise[chosen].tolist(),
+            })  # fmt: skip
 
     def publish(self, kind: str, stream: str, facts: dict[str, Any]) -> None:
         """Send an event of a stream to those who want it."""

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from tsgdn2.errors import TsgdnError, UnknownStreamError
 from tsgdn2.service.connectors.decoded import clip
-from tsgdn2.service.errors import BusyError, ServiceError, StoreError
+from tsgdn2.service.errors import BusyError, ServiceError, UnavailableError
 from tsgdn2.service.tenants import shown
 
 _LONGEST: Final = 2_000
@@ -36,6 +36,7 @@ _REMEDIES: Final = {
     409: "delete the stream, or import a sound state",
     413: "send less at once",
     415: "send one of the types of /openapi.json",
+    421: "send it to the process that is named",
     422: "mend the fields that are named; /openapi.json describes them",
     429: "send it again after the seconds of Retry-After",
     500: "tell whoever runs the service the request_id",
@@ -59,15 +60,6 @@ class AsideError(ServiceError):
     """The stream is set aside: its state is not sound."""
 
     status = 409
-
-
-class UnavailableError(StoreError):
-    """The memory does not answer now: it starts, it stops, it has failed, or it took too long; a connector waits."""
-
-    def __init__(self, message: str, *, retry_after: float = 2.0) -> None:
-        """retry_after: seconds after which it is worth trying again."""
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 class Fault(BaseModel):
@@ -99,8 +91,9 @@ MEANINGS: Final = {
     409: "The stream is set aside.",
     413: "The body, packed or unpacked, or its number of rows is too large.",
     415: "The content type or encoding is not read here.",
+    421: "Another process of the same store holds the stream; detail has its label.",
     422: "A field is missing or has the wrong type.",
-    429: "A queue or a tenant's share is full; nothing was taken. See Retry-After.",
+    429: "A queue or a tenant's share is full; nothing was taken unless detail says so. See Retry-After.",
     500: "A fault of the service; its log knows the request_id.",
     503: "The store or the memory does not answer now, or did not in time.",
 }

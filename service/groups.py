@@ -20,7 +20,7 @@ from tsgdn2.service.backlog import Request
 from tsgdn2.service.batch import Batch, Floats, Ints
 from tsgdn2.service.marks import BEHIND as MARKED_BEHIND
 from tsgdn2.service.marks import NEW, Marks, sift
-from tsgdn2.service.receipts import BEHIND, KEPT, REFUSED, SEEN, Receipt
+from tsgdn2.service.receipts import BEHIND, ELSEWHERE, KEPT, REFUSED, SEEN, Receipt
 from tsgdn2.service.sessions import Sessions
 from tsgdn2.service.spent import Spent
 
@@ -56,11 +56,13 @@ class Groups:
             sessions.make_room(len(cold), streams)
             why = sessions.bring(cold).elsewhere
         why = {stream: f"stream: {stream!r} is held by {label}; send it there" for stream, label in why.items()}
+        away = set(why)
         why |= {stream: sessions.aside[stream] for stream in streams if stream in sessions.aside}
         rows = np.arange(len(group.batch))
         if why:
             out = np.array([stream in why for stream in group.batch.streams])
             group.refuse(rows[out], why)
+            group.status[[row for row in rows[out] if group.batch.streams[row] in away]] = ELSEWHERE
             rows = rows[~out]
         sifted = clock()
         self._spent.hot += sifted - began

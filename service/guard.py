@@ -70,7 +70,7 @@ class Guarded(APIRoute):
         if BODIES & set(options.get("methods") or ()):
             statuses += [408, 413, 415]
         if "{" in path:
-            statuses += [404, 409]
+            statuses += [404, 409, 421]
         options["responses"] = documented(sorted(statuses)) | (options.get("responses") or {})
         super().__init__(path, endpoint, **options)
 

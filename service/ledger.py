@@ -17,6 +17,8 @@ from tsgdn2.service.store import Fact, KeyRow, LedgerRow, Meta, Model
 
 MOST_READ = 10_000
 """Ledger rows of one reading."""
+_TRIMMED = 5_000
+"""Ledger rows that one transaction deletes."""
 _COLUMNS = "SELECT id, time, kind, stream, facts FROM ledger WHERE id > ?"
 
 
@@ -40,18 +42,29 @@ class LedgerTables(Sql):
             found = self._read(f"{_COLUMNS} AND stream = ? ORDER BY id LIMIT ?", (after, stream, most))
         return [_ledger_row(row) for row in found]
 
+    def newest_ledger(self, before: int, limit: int = 1000) -> list[LedgerRow]:
+        """Ledger rows in front of the id `before`, newest first; at most 10,000 at a time."""
+        most = min(max(limit, 0), MOST_READ)
+        sql = "SELECT id, time, kind, stream, facts FROM ledger WHERE id < ? ORDER BY id DESC LIMIT ?"
+        return [_ledger_row(row) for row in self._read(sql, (before, most))]
+
     def trim_ledger(self, keep: int) -> int:
         """Delete ledger rows but the newest `keep` and those that a cursor called ledger.* has not passed."""
         if keep < 0:
             raise StoreError(f"keep: must be at least 0 rows, got {keep}")
-        with self._transaction() as transaction:
-            found = transaction.rows("SELECT id FROM ledger ORDER BY id DESC LIMIT 1 OFFSET ?", (keep,))
-            if not found:
-                return 0
-            waiting = transaction.rows("SELECT MIN(position) FROM cursors WHERE substr(name, 1, 7) = 'ledger.'")
-            behind = waiting[0][0]
-            upto = found[0][0] if behind is None else min(found[0][0], behind)
-            return transaction.run("DELETE FROM ledger WHERE id <= ?", (upto,))
+        # Ledger and cursors only go forward, so what was found may be deleted later, a part at a time: an append of the
+        # journal waits for one part at most.
+        found = self._read("SELECT id FROM ledger ORDER BY id DESC LIMIT 1 OFFSET ?", (keep,))
+        if not found:
+            return 0
+        behind = self._read("SELECT MIN(position) FROM cursors WHERE substr(name, 1, 7) = 'ledger.'")[0][0]
+        upto = found[0][0] if behind is None else min(found[0][0], behind)
+        at, gone = int(self._read("SELECT MIN(id) FROM ledger")[0][0]) - 1, 0
+        while at < upto:
+            at = min(at + _TRIMMED, upto)
+            with self._transaction() as transaction:
+                gone += transaction.run("DELETE FROM ledger WHERE id <= ?", (at,))
+        return gone
 
     def cursor(self, name: str) -> int:
         """Where a reader is; 0 before it moved."""
@@ -100,7 +113,8 @@ class LedgerTables(Sql):
             raise StoreError(
                 f"model: the store holds states of the model {theirs.fingerprint[:12]} with channels "
                 f"{list(theirs.channels)}, this one is {model.fingerprint[:12]} with channels {list(model.channels)}; "
-                "start the service with the model that the store was made with, or give this one a store of its own"
+                "start the service with the model that the store was made with, or give this one a new store "
+                "(--store); the old one stays as it is"
             )
 
     def _extras(self, transaction: Transaction, ledger: Sequence[LedgerRow], cursors: Mapping[str, int] | None) -> None:

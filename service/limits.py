@@ -17,8 +17,9 @@ class Limits:
 
     group_rows: int = 2_048
     """Rows of one group commit; a single request may be longer. More: higher throughput, longer waits at full load."""
-    slice_s: float = 0.01
-    """Seconds for which rows that are on the disk are applied between two group commits, more or less."""
+    slice_s: float = 0.02
+    """Seconds for which rows that are on the disk are applied between two group commits, more or less: what is shorter
+    than the price of a call to the model wastes it."""
     queue_rows: int = 65_536
     """Rows that may wait to be applied; beyond them a request is refused with BusyError."""
     queue_bytes: int = 256 << 20

@@ -26,7 +26,7 @@ from tsgdn2.service.admission import Admission, Admitted
 from tsgdn2.service.arrears import Arrears, Group
 from tsgdn2.service.backlog import Backlog, Request, Task
 from tsgdn2.service.batch import Batch, check_name
-from tsgdn2.service.errors import BusyError, ServiceError, StoreError
+from tsgdn2.service.errors import BusyError, ElsewhereError, ServiceError, StoreError, UnavailableError
 from tsgdn2.service.groups import Groups, receipts_of, spread
 from tsgdn2.service.limits import Limits
 from tsgdn2.service.pool import Clock, log
@@ -104,9 +104,9 @@ class Memory:
         """Seconds and rows of the groups so far."""
         return self._spent
 
-    def listen(self, listener: Listener | None) -> None:
-        """Have rows told of once they are applied, with what they did; None ends it. Called by the worker: be quick."""
-        self._tidings.listener = listener
+    def listen(self, listener: Listener | None, gone: Callable[[str], None] = lambda _: None) -> None:
+        """Have rows told of once they are applied, and streams that are gone; None ends it. By the worker: be quick."""
+        self._tidings.listener, self._sessions.on_gone = listener, gone
 
     def start(self) -> None:
         """Open the store, bring back what it holds, as far as there is room, and begin. The store's errors."""
@@ -206,7 +206,7 @@ class Memory:
                 self._failure = error
         finally:
             self._ready = False
-            end = ServiceError(f"service: it has ended ({self._failure or 'stopped'}); start it again")
+            end = UnavailableError(f"service: it has ended ({self._failure or 'stopped'}); start it again")
             self._backlog.close(end)
             for group in self._arrears.unpaid():
                 self._answer(group)  # it is on the disk, and "kept" says so
@@ -282,7 +282,7 @@ class Memory:
             if stream in sessions.aside:
                 raise StreamError(sessions.aside[stream])
             if stream in elsewhere:
-                raise StreamError(f"stream: {stream!r} is held by {elsewhere[stream]}; ask there")
+                raise ElsewhereError(f"stream: {stream!r} is held by {elsewhere[stream]}; ask there")
             if stream not in sessions.hot:
                 raise UnknownStreamError(f"stream: {stream!r} has not been observed; observe it first")
         sessions.touch(streams)

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 from tsgdn2 import __version__
 from tsgdn2.service.connectors.connector import Connector
 from tsgdn2.service.memory import Memory
+from tsgdn2.service.receipts import STATUS
 
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
@@ -83,15 +84,18 @@ class _Inside(Collector):
             "streams_dirty": (status.dirty, "Streams with rows behind their snapshot."),
             "streams_aside": (status.aside, "Streams that are set aside, their state not being sound."),
             "queue_rows": (status.queued_rows, "Rows that wait."),
+            "queue_rows_limit": (self._memory.limits.queue_rows, "Rows that may wait."),
             "queue_bytes": (status.queued_bytes, "Bytes of rows that wait."),
+            "queue_bytes_limit": (self._memory.limits.queue_bytes, "Bytes of rows that may wait."),
             "rows_per_second": (status.rate, "Rows a second that the worker does while it has some."),
             "journal_last": (status.last, "Number of the last row of the journal."),
+            "store_failing": (float(status.ready and bool(status.reason)), "1 where the store's last use failed."),
         } | {name: (value, "") for name, value in self._more().items()}
         for name, (value, text) in gauges.items():
             yield GaugeMetricFamily(f"tsgdn2_{name}", text or name.replace("_", " "), value=float(value))
         yield CounterMetricFamily("tsgdn2_groups", "Group commits.", value=spent.groups)
         rows = CounterMetricFamily("tsgdn2_rows", "Rows by what became of them.", labels=["status"])
-        for name, count in dict(spent.statuses).items():
+        for name, count in (dict.fromkeys(STATUS, 0) | dict(spent.statuses)).items():
             rows.add_metric([name], count)
         yield rows
         facts = asdict(spent)
@@ -102,6 +106,6 @@ class _Inside(Collector):
         if self._connectors:
             counts = GaugeMetricFamily("tsgdn2_connector", "Counts of a connector.", labels=["connector", "count"])
             for connector in self._connectors:
-                for name, value in connector.counts.facts().items():
+                for name, value in {**connector.counts.facts(), "rejected": connector.counts.rejected.total}.items():
                     counts.add_metric([connector.name, name], value)
             yield counts

@@ -24,9 +24,11 @@ BEHIND: Final = "behind"
 """Its sequence is so far behind its source's highest that nobody knows; it was left out."""
 REFUSED: Final = "refused"
 """It can not be taken; the receipt has the reason."""
+ELSEWHERE: Final = "elsewhere"
+"""Another process of the same store holds its stream; the receipt says which. Nothing of the row was kept."""
 KEPT: Final = "kept"
 """It is on the disk and not yet in the state: the receipt did not wait for that, or nobody knows what it did."""
-STATUS: Final = (*OBSERVED, SEEN, BEHIND, REFUSED, KEPT)
+STATUS: Final = (*OBSERVED, SEEN, BEHIND, REFUSED, ELSEWHERE, KEPT)
 
 
 class Outcome(NamedTuple):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from tsgdn2.service.batch import Batch, Ints
@@ -24,12 +25,16 @@ from tsgdn2.service.marks import Marks
 from tsgdn2.service.sql import Row
 from tsgdn2.service.store import Fact, LedgerRow, Recovered, Rows, Snapshot
 
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tsgdn2.store")
 PART_ROWS: Final = 262_144
 """Rows that are held at a time while many streams are recovered."""
 SNAPSHOT: Final = (
     "SELECT blob, format, fingerprint, marks, written, sha256, imported FROM snapshots WHERE stream = ? AND seq = ?"
 )
 _PAGE: Final = 32
+_BACK_PAGES: Final = 32
+_BACK_BODIES: Final = 256
+"""Blocks that `newest_rows` looks at: so many pages of heads, so many bodies."""
 _NEVER: Final = np.iinfo(np.int64).max
 
 
@@ -64,6 +69,27 @@ class JournalReader(LedgerTables):
         """Rows of a stream behind `seq`, in the order of the journal, block by block."""
         for entry in self._entries([stream]):
             yield from self._rows_of(entry, seq)
+
+    def newest_rows(self, stream: str, limit: int) -> list[Rows]:
+        """The last rows of a stream, oldest first, as far as they are in the last blocks; see `Store`."""
+        found, at, bodies = list[Rows](), int(_NEVER), 0
+        sql = f"SELECT first, last, streams FROM journal WHERE first < ? ORDER BY first DESC LIMIT {_PAGE}"
+        for entry in self._entries([stream]):
+            for _ in range(_BACK_PAGES):
+                page = self._read(sql, (at,))
+                for first, last, streams in page:
+                    at = first
+                    if limit <= 0 or bodies >= _BACK_BODIES:
+                        return found[::-1]
+                    if (heads_of(first, last, bytes(streams))[1] == entry.number).any():
+                        bodies += 1
+                        seqs, numbers, columns = self._block(first, last)
+                        rows = np.flatnonzero(numbers == entry.number)[-limit:]
+                        limit -= len(rows)
+                        found.append(Rows(seqs[rows], columns.take(rows).batch((entry.name,) * len(rows))))
+                if len(page) < _PAGE:
+                    break
+        return found[::-1]
 
     def restore(self, stream: str) -> Recovered | None:
         """One stream; None for one that is not known. Quick for a stream without rows behind its snapshot."""
@@ -135,6 +161,7 @@ class JournalReader(LedgerTables):
             with self._transaction() as transaction:
                 transaction.run("DELETE FROM snapshots WHERE stream = ? AND seq = ?", (entry.number, seq))
                 self._note(transaction, [LedgerRow(kind="corrupt", stream=entry.name, facts=facts)])
+            log.warning("store.snapshot_corrupt", stream=entry.name, seq=seq, remedy=facts["remedy"])
         if entry.pruned == 0:
             return None, ""
         return None, (

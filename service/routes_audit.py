@@ -36,7 +36,7 @@ async def ledger(
 ) -> Ledger:
     """A page of the ledger: evicted, reloaded, expired, deleted, poisoned, recovered, .."""
     rows, more = await anyio.to_thread.run_sync(_page, desk.store, caller.tenant, after, limit)
-    return Ledger(request_id=request_id, entries=_entries(caller.tenant, rows), next=more)
+    return Ledger(request_id=request_id, entries=ledger_entries(caller.tenant, rows), next=more)
 
 
 @router.get("/v1/audit/{stream}", summary="What a stream's state keeps and has lost")
@@ -66,7 +66,7 @@ async def audit(
     more = rows[-1].id if len(rows) == limit else None
     return Audited(
         request_id=request_id, stream=stream, readings=readings, evictions=evictions,
-        ledger=_entries(caller.tenant, rows), next=more,
+        ledger=ledger_entries(caller.tenant, rows), next=more,
     )  # fmt: skip
 
 
@@ -86,7 +86,8 @@ def _page(store: Store, tenant: str, after: int, limit: int) -> tuple[list[Ledge
     return found, after
 
 
-def _entries(tenant: str, rows: Sequence[LedgerRow]) -> list[LedgerEntry]:
+def ledger_entries(tenant: str, rows: Sequence[LedgerRow]) -> list[LedgerEntry]:
+    """Rows of the ledger as the tenant may see them."""
     return [
         LedgerEntry(
             id=row.id, time=row.time, kind=row.kind, stream=own(tenant, row.stream),

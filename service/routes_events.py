@@ -1,7 +1,8 @@
-"""GET /v1/events: server-sent events of alerts and forecasts, for as long as the client listens.
+"""GET /v1/events: server-sent events of alerts, forecasts and rows, for as long as the client listens.
 
 event: alert      data: {"stream", "time", "channel", "surprise"}
 event: forecast   data: {"stream", "levels", "channels", "times", "quantiles"}     only of streams that are named
+event: rows       data: {"stream", "times", "values", "surprise"}                  likewise, and only where asked for
 event: dropped    data: {"count"}     the client was too slow        event: ended    data: {"reason"}
 """
 
@@ -33,9 +34,12 @@ TYPE: Final = "text/event-stream"
 async def events(
     desk: InDesk,
     caller: InCaller,
-    kind: Annotated[list[Literal["alert", "forecast"]] | None, Query(description="By default both.")] = None,
+    kind: Annotated[
+        list[Literal["alert", "forecast", "rows"]] | None, Query(description="By default alert and forecast.")
+    ] = None,
     stream: Annotated[
-        list[str] | None, Query(description=f"Only of these, {MOST_WATCHED} at most; forecasts need them named.")
+        list[str] | None,
+        Query(description=f"Only of these, {MOST_WATCHED} at most; forecasts and rows need them named."),
     ] = None,
 ) -> StreamingResponse:
     """Listen. A client that is too slow loses the oldest events and is told how many."""

@@ -10,20 +10,24 @@ rows are on the disk. Bodies are unpacked and decoded in a thread, under the map
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Annotated, Any, Final
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
+from tsgdn2.service.admission import Admitted
 from tsgdn2.service.batch import Batch
 from tsgdn2.service.columns import Raw
 from tsgdn2.service.connectors import influx, otlp, prometheus
 from tsgdn2.service.connectors.decoded import Decoded, clip
 from tsgdn2.service.desk import Desk, InDesk
+from tsgdn2.service.errors import BusyError, ServiceError, StoreError, UnavailableError
 from tsgdn2.service.faults import faulty
 from tsgdn2.service.guard import Guarded, InCaller, role
 from tsgdn2.service.keys import Caller
+from tsgdn2.service.receipts import Receipt
 from tsgdn2.service.tenants import own, shown
 
 router = APIRouter(route_class=Guarded, tags=["ingest"])
@@ -90,18 +94,52 @@ async def lines(
 
 
 async def _taken(desk: Desk, caller: Caller, decoded: Decoded, request: Request) -> None:
-    """Have what was decoded kept, part by part; what is refused then is counted with the rest."""
-    rows = decoded.rows
+    """Have what was decoded kept, part by part; what is refused then is counted with the rest.
+
+    The whole counts in the tenant's rate before its first part, so a refusal then took nothing. A queue that is full
+    later is waited for, within `timeout_s`; the error says how much is on the disk by then.
+    """
+    rows, done = decoded.rows, 0
     request.state.rows = 0 if rows is None else len(rows)
     if rows is None:
         return
     request.state.streams = len(set(rows.streams))
+    desk.rows.take(caller.tenant, len(rows))
+    end = time.monotonic() + desk.settings.timeout_s
     for part in rows.parts(min(desk.settings.rows, desk.memory.limits.group_rows)):
         admitted = (await desk.threaded(_raw, part)).admitted(desk.memory.admission, caller.tenant)
-        receipt = await desk.take(caller, admitted) if len(admitted.batch) else None
+        try:
+            receipt = await _part(desk, caller, admitted, end if done else 0.0) if len(admitted.batch) else None
+        except (BusyError, StoreError) as error:
+            if not done:
+                raise
+            raise _broken(error, done, len(rows)) from None
+        done += len(part)
         reasons = admitted.refused if receipt is None else receipt.reasons
         for row, reason in reasons.items():
             decoded.rejected.add("refused", clip(own(caller.tenant, part.streams[row])), shown(caller.tenant, reason))
+
+
+async def _part(desk: Desk, caller: Caller, admitted: Admitted, end: float) -> Receipt:
+    """Have one part kept; where the queue is full, again until `end`."""
+    while True:
+        try:
+            return await desk.take(caller, admitted, soon=True, counted=False)
+        except BusyError as error:
+            if time.monotonic() + error.retry_after > end:
+                raise
+            await asyncio.sleep(error.retry_after)
+
+
+def _broken(error: BusyError | StoreError, done: int, rows: int) -> ServiceError:
+    """The error of a body whose first rows are on the disk."""
+    said = (
+        f"body: the first {done} of {rows} rows are on the disk, then: {str(error).partition(';')[0]}; send all of it "
+        "again, an equal value at a time that is there already changes nothing"
+    )
+    if isinstance(error, BusyError):
+        return BusyError(said, retry_after=error.retry_after)
+    return UnavailableError(said)
 
 
 def _raw(rows: Batch) -> Raw:

@@ -7,11 +7,13 @@ A second one ends it at once; what was acknowledged is in the journal then. A me
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
@@ -26,6 +28,7 @@ from tsgdn2.service.connectors.connector import Connector
 from tsgdn2.service.connectors.router import Router
 from tsgdn2.service.desk import Desk
 from tsgdn2.service.errors import ServiceError
+from tsgdn2.service.heads import prompt
 from tsgdn2.service.logs import set_up_logs
 from tsgdn2.service.mapping import MappingFile, read_mapping
 from tsgdn2.service.memory import Memory
@@ -39,11 +42,15 @@ _LOOK_S = 0.25
 class Server(uvicorn.Server):
     """uvicorn's, which ends streams of events before it waits for requests, and itself with the memory."""
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(
+        self, app: FastAPI, settings: Settings, beside: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
+        """beside: is entered once the memory has opened, and left before it closes."""
         super().__init__(configured(app, settings))
         self.desk: Desk = app.state.desk
+        self._beside, self._entered = beside, ExitStack()
         self.failed: str | None = None
-        """Why the memory ended by itself."""
+        """Why it ends by itself: the memory has, or what runs beside it could not begin."""
 
     async def main_loop(self) -> None:
         """Until a signal, or until the memory has failed."""
@@ -57,12 +64,20 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, and let what runs come to its end."""
         self.desk.hub.close()
+        await asyncio.to_thread(self._entered.close)
         await super().shutdown(sockets)
 
     async def _watch(self) -> None:
         await self.desk.opened.wait()
-        if self.desk.failure is None and (key := self.desk.first_key) is not None:
-            show_key(key.text)
+        if self.desk.failure is None:
+            if (key := self.desk.first_key) is not None:
+                show_key(key.text)
+            try:
+                self._entered.enter_context(self._beside())
+            except Exception as error:
+                log.exception("service.ends", reason=str(error))
+                self.failed, self.should_exit = str(error), True
+                return
         while self.desk.ready:
             await asyncio.sleep(_LOOK_S)
         self.failed = self.desk.memory.status().reason
@@ -75,8 +90,11 @@ def serve(
     open_model: Callable[[], OnlinePredictor],
     *,
     connectors: Callable[[Router], Sequence[Connector]] = lambda _: (),
+    beside: Callable[[Store], AbstractContextManager[object]] = nullcontext,
 ) -> None:
     """Serve until a signal comes. open_model: a predictor without streams; connectors: made with the shared router.
+
+    beside: what runs beside it, with the store (ledger, cursors) while that is open.
 
     Raises ConfigError, MappingError; StoreError: no store, or another model's; ServiceError: the memory failed.
     """
@@ -84,18 +102,28 @@ def serve(
     online, store = open_model(), store_of(settings.store)
     mapping = MappingFile() if settings.mapping is None else read_mapping(settings.mapping)
     router = Router(mapping, online.channels)
-    memory = Memory(online, store, settings.limits)
+    memory = Memory(online, store, settings.limits, alert_bits=settings.alert_bits)
     app = create_app(memory, store, settings, connectors=connectors(router), router=router)
-    server = Server(app, settings)
+
+    @contextmanager
+    def opened() -> Iterator[None]:
+        # What is there now stays: to look through it again and again stops every thread for some tenths of a second.
+        gc.collect()
+        gc.freeze()
+        with beside(store):
+            yield
+
+    server = Server(app, settings, opened)
     try:
         server.run()
     except SystemExit as error:
-        raise ConfigError(f"host, port: can not listen at {settings.host}:{settings.port}; see the log") from error
+        where = f"{settings.host}:{settings.port}"
+        raise ConfigError(f"host, port: can not listen at {where}; see the log, or give another port") from error
     desk: Desk = app.state.desk
     if desk.failure is not None:
         raise desk.failure
     if server.failed is not None:
-        raise ServiceError(f"memory: it has failed ({server.failed}); start the service again")
+        raise ServiceError(f"service: it has failed ({server.failed}); start it again")
 
 
 def store_of(place: str) -> Store:
@@ -112,7 +140,8 @@ def store_of(place: str) -> Store:
 def configured(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """uvicorn's configuration. ConfigError: a certificate or key that can not be read."""
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_config=None, access_log=False, server_header=False,
+        app, http=prompt(settings.head_timeout_s), host=settings.host, port=settings.port, log_config=None,
+        access_log=False, server_header=False,
         date_header=True, proxy_headers=False, limit_concurrency=settings.connections, lifespan="on",
         timeout_graceful_shutdown=int(max(1, settings.grace_s)), timeout_keep_alive=30,
         ssl_certfile=settings.certificate, ssl_keyfile=settings.private_key,

@@ -11,13 +11,13 @@ by this process's own clock, so a restart begins it anew.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Final
 
 from tsgdn2.errors import ConfigError, StreamError, UnknownStreamError
 from tsgdn2.online import OnlinePredictor
-from tsgdn2.service.errors import StoreError
+from tsgdn2.service.errors import ElsewhereError
 from tsgdn2.service.limits import Limits
 from tsgdn2.service.marks import Marks
 from tsgdn2.service.pool import SOME, Clock, Hot
@@ -37,6 +37,8 @@ class Sessions(Recall):
         """ConfigError for a predictor with streams, or a memory limit that not even two of them fit into."""
         super().__init__(online, store, limits, clock)
         each = online.state_nbytes + online.audit_nbytes + _BESIDE
+        self.on_gone: Callable[[str], None] = lambda _: None
+        """Hears the name of each stream that was deleted or has expired, in the worker's thread."""
         self.most = limits.memory_bytes // each
         """Streams that may be hot."""
         if self.most < 2:
@@ -107,7 +109,7 @@ class Sessions(Recall):
 
     def _own(self, stream: str) -> None:
         if elsewhere := self.store.claim([stream]):
-            raise StreamError(f"stream: {stream!r} is held by {elsewhere[stream]}; ask there")
+            raise ElsewhereError(f"stream: {stream!r} is held by {elsewhere[stream]}; ask there")
 
     def _reserve(self, streams: int) -> None:
         """Grow in doublings that end at the limit, so that the slots never hold more than it."""
@@ -131,16 +133,11 @@ class Sessions(Recall):
 
     def _delete(self, streams: list[str], kind: str) -> None:
         self.settle(streams)
-        # The ledger first: what is told twice after a crash is better than what is gone and was never told.
-        for stream in streams:
-            self.note(kind, stream)
-        try:
-            self.flush()
-        except StoreError:
-            del self.notes[-len(streams) :]
-            raise
-        self.store.forget(streams)
+        with self.noted() as notes:
+            gone = [LedgerRow(kind=kind, stream=stream) for stream in streams]
+            self.store.forget(streams, ledger=[*notes, *gone])
         self.drop(streams)
         for stream in streams:
             self.cold.pop(stream, None)
             self.aside.pop(stream, None)
+            self.on_gone(stream)

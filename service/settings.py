@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     """Streams of one request to forecast: the worker does nothing else meanwhile."""
     timeout_s: float = Field(default=30.0, gt=0)
     """Seconds until a request that waits for the memory is answered with 503."""
+    head_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds in which the head of a request must have arrived, from the connection or its first byte on."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds in which a body must have arrived."""
     grace_s: float = Field(default=10.0, gt=0)

@@ -131,16 +131,20 @@ class SqlStore(JournalReader):
         found = self._read("SELECT name FROM streams WHERE name > ? ORDER BY name LIMIT ?", (after, max(limit, 0)))
         return [row[0] for row in found]
 
-    def forget(self, streams: Sequence[str]) -> None:
-        """Delete streams with their snapshots; their rows are never read again, and leave with the next `prune`."""
+    def forget(self, streams: Sequence[str], *, ledger: Sequence[LedgerRow] = ()) -> None:
+        """Delete streams with their snapshots, and keep ledger rows with that, in one transaction.
+
+        Their rows are never read again, and leave with the next `prune`.
+        """
         gone = {entry.name: entry.number for entry in self._entries(streams)}
-        if not gone:
+        if not gone and not ledger:
             return
         with self._transaction() as transaction:
             for number in gone.values():
                 transaction.run("DELETE FROM snapshots WHERE stream = ?", (number,))
                 transaction.run("DELETE FROM streams WHERE id = ?", (number,))
                 transaction.run("INSERT INTO gone (id) VALUES (?)", (number,))
+            self._extras(transaction, ledger, None)
         self._forgotten(gone)
 
     def prune(self) -> Pruned:

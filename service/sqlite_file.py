@@ -204,9 +204,15 @@ class SqliteFile:
 
     def _bound(self) -> None:
         """Begin the log anew where it has grown too long. What was committed stays so, whatever becomes of this."""
-        if os.stat(self._log_path).st_size > self.most_log:
-            with self._moving, suppress(sqlite3.Error):  # a full disk is told to whoever writes next
-                self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        with suppress(sqlite3.Error, OSError):  # a full disk is told to whoever writes next
+            if os.stat(self._log_path).st_size <= self.most_log:
+                return
+            with self._moving:
+                self._write.execute("PRAGMA busy_timeout=0")  # a reader that stays, a backup say, holds nothing up
+                try:
+                    self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                finally:
+                    self._write.execute(f"PRAGMA busy_timeout={_WAIT_MS}")
 
     def _move(self) -> None:
         """The thread: move the log into the file whenever enough of it is there."""
@@ -261,7 +267,8 @@ class SqliteFile:
             yield
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            # A changed number of the file's format is an error of no code of its own.
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or "unsupported file format" in str(error):
                 raise CorruptError(f"path: {self._damaged(str(error))}") from error
             reason = REASONS.get(code, "nothing of this call was kept; try again, and look at the disk if it persists")
             raise StoreError(f"store: {self.path} refused ({error}): {reason}") from error

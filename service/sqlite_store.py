@@ -1,6 +1,7 @@
 """The default store: one SQLite file, one process, nothing to set up.
 
-An append costs one write and one fsync of the log, whatever the number of rows. The numbers of rows follow one another
+An append costs one write and one fsync of the log, whatever the number of rows, and a small write without one to the
+tail: so a log that something cut off is not taken for one that never was longer. The numbers of rows follow one another
 without a gap. For several processes there is the PostgreSQL store; what both do is in sql_store.py.
 """
 
@@ -11,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+import structlog
 
 from tsgdn2.service.errors import StoreError
 from tsgdn2.service.journal import Numbers
@@ -19,8 +21,10 @@ from tsgdn2.service.schema import SQLITE, bring_up
 from tsgdn2.service.sql import Row, Transaction, lists
 from tsgdn2.service.sql_store import SqlStore
 from tsgdn2.service.sqlite_file import SqliteFile
-from tsgdn2.service.store import LedgerRow, Model
+from tsgdn2.service.sqlite_tail import Tail
+from tsgdn2.service.store import Fact, LedgerRow, Model
 
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tsgdn2.store")
 _MOST_NAMES = 1_000_000
 
 
@@ -28,7 +32,8 @@ class SqliteStore(SqlStore):
     """A store in one file.
 
     Args:
-        path: The file; it, its log and its lock (path-wal, path-shm, path.lock) belong to the store.
+        path: The file; it, its log, its lock and its tail (path-wal, path-shm, path.lock, path.tail) belong to the
+            store.
         most_log: Bytes that the log may have before a writer waits for it to be moved into the file.
     """
 
@@ -36,6 +41,7 @@ class SqliteStore(SqlStore):
         """Touch nothing yet."""
         self.path, self._most_log = path, most_log
         self._file: SqliteFile | None = None
+        self._tail_file = Tail(path)
         self._last = 0
         self._names: dict[str, int] = {}
         self._tails = np.zeros(0, np.int64)
@@ -49,10 +55,15 @@ class SqliteStore(SqlStore):
             bring_up(transaction, SQLITE, place=str(self.path))
             self._belongs(transaction, model)
 
+        made = not self.path.exists()
         self._file = SqliteFile(self.path, prepare, most_log=self._most_log)
         self._model = model
         try:
             self._find_ends()
+            if model is not None:
+                self._compare_tail(0 if made else self._tail_file.read())
+            elif made:
+                self._tail_file.put(0)  # there may be one of a file that was moved away
         except BaseException:
             self.close()
             raise
@@ -64,6 +75,7 @@ class SqliteStore(SqlStore):
         file, self._file, self._model = self._file, None, None
         if file is not None:
             self._names, self._tails = {}, np.zeros(0, np.int64)
+            self._tail_file.close()
             file.close()
 
     @property
@@ -93,6 +105,15 @@ class SqliteStore(SqlStore):
         for _, _, seqs, numbers in self._heads(0):
             inside = numbers <= top
             self._tails[numbers[inside]] = seqs[inside]  # of rows of one stream the last one stays
+
+    def _compare_tail(self, told: int) -> None:
+        """Say so where rows are gone that were there: a log that was cut off or deleted, an older copy of the file."""
+        if missing := max(told - self._last, 0):
+            facts: dict[str, Fact] = {"what": "log", "last": self._last, "missing": missing}
+            facts["remedy"] = "the last rows are lost: bring file and log back, or have the sources send them again"
+            self.record([LedgerRow(kind="corrupt", facts=facts)])
+            log.error("store.rows_missing", path=str(self.path), **facts)
+        self._tail_file.put(self._last)
 
     def _transaction(self) -> AbstractContextManager[Transaction]:
         return self._opened().transaction()
@@ -142,6 +163,7 @@ class SqliteStore(SqlStore):
         if len(written):
             self._tails[written] = np.arange(first, first + len(written))
             self._last = first + len(written) - 1
+            self._tail_file.put(self._last)
 
     def _forgotten(self, numbers: Mapping[str, int]) -> None:
         for name in numbers:

@@ -198,6 +198,12 @@ class Store(Protocol):
     def rows_after(self, stream: str, seq: int) -> Iterator[Rows]:
         """Rows of a stream behind `seq`, in the order of the journal, block by block."""
 
+    def newest_rows(self, stream: str, limit: int) -> list[Rows]:
+        """The last rows of a stream, oldest first, as far as they are found in a bounded look; for people, any thread.
+
+        There may be fewer than the journal holds, or none; nothing is to be recovered from them.
+        """
+
     def restore(self, stream: str) -> Recovered | None:
         """One stream; None for one that is not known. Quick for a stream without rows behind its snapshot."""
 
@@ -210,8 +216,11 @@ class Store(Protocol):
     def streams(self, after: str = "", limit: int = 1000) -> list[str]:
         """Names of the streams kept, sorted by their bytes, from behind `after` on."""
 
-    def forget(self, streams: Sequence[str]) -> None:
-        """Delete streams with their snapshots; their rows are never read again, and leave with the next `prune`."""
+    def forget(self, streams: Sequence[str], *, ledger: Sequence[LedgerRow] = ()) -> None:
+        """Delete streams with their snapshots, and keep ledger rows with that, in one transaction.
+
+        Their rows are never read again, and leave with the next `prune`.
+        """
 
     def prune(self) -> Pruned:
         """Take out the rows that the older of their stream's two snapshots holds, and those of forgotten streams."""
@@ -224,6 +233,9 @@ class Store(Protocol):
 
     def read_ledger(self, after: int = 0, limit: int = 1000, *, stream: str | None = None) -> list[LedgerRow]:
         """Ledger rows behind the id `after`, oldest first, all or those of one stream; at most 10,000 at a time."""
+
+    def newest_ledger(self, before: int, limit: int = 1000) -> list[LedgerRow]:
+        """Ledger rows in front of the id `before`, newest first; at most 10,000 at a time."""
 
     def trim_ledger(self, keep: int) -> int:
         """Delete ledger rows but the newest `keep` and those that a cursor called ledger.* has not passed."""

@@ -20,7 +20,7 @@ from tsgdn2.kernels.native.library import NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("kernels", "datasets", "evaluation", "service", "pipelines")
-SHIPPED = {".py", ".md", ".html", ".yaml", ".jsonl", ".cpp", ".hpp", ".h"}
+SHIPPED = {".py", ".md", ".html", ".js", ".css", ".svg", ".yml", ".yaml", ".jsonl", ".cpp", ".hpp", ".h"}
 LIBRARY = "tsgdn2/kernels/native/" + NAME
 BUILD = "import sys, setuptools.build_meta as backend; getattr(backend, sys.argv[1])(sys.argv[2])"
 

@@ -20,7 +20,7 @@ from tsgdn2.patch import Windows
 from tsgdn2.scale import Bools, Floats, Moments, forgetting, scale_of
 from tsgdn2.slab import NONE, Ints, Slab
 from tsgdn2.state import ForecasterState
-from tsgdn2.tiles import Tiles, put
+from tsgdn2.tiles import Tiles
 from tsgdn2.timeline import scaled
 
 COHORTS = ("complete", "partial", "after_gap")
@@ -50,12 +50,10 @@ class Engine:
         slab, patch = self.slab, self.config.patch_length
         last = slab.last[slots]
         moments = slab.moments(slots, self._lam)
-        state = slab.load(slab.lanes(slots))
-        reference = self._query(slots, last, moments, state, slab.token_clock[slots], np.zeros(0))
-        end = (last // patch + 1) * patch - 1
-        written, after = self._commit(slots, end, moments, state, audit=True)
         lanes = slab.lanes(slots)
-        slab.store(lanes[written], after.rows(torch.from_numpy(np.flatnonzero(written))))
+        reference = self._query(slots, last, moments, slab.state, lanes, slab.token_clock[slots], np.zeros(0))
+        end = (last // patch + 1) * patch - 1
+        written = self._commit(slots, end, moments, slab.state, lanes, audit=True)
         slab.reference[slots], slab.origin[slots] = reference, last
         slab.count[slots], slab.mean[slots], slab.m2[slots] = moments
         clocks = np.where(written.reshape(len(slots), -1), end[:, None], slab.token_clock[slots])
@@ -66,23 +64,22 @@ class Engine:
         """Quantiles [N, H, C, Q] of the horizon after each clock; future [N, H, F]. Changes nothing."""
         slab, patch = self.slab, self.config.patch_length
         moments = slab.moments(slots, self._lam)
-        state = slab.load(slab.lanes(slots))
+        state, every = slab.load(slab.lanes(slots)), np.arange(len(slots) * self.config.lanes)
         token_clock = slab.token_clock[slots]
         passed = clock // patch > slab.last[slots] // patch
         if passed.any():
             rows = np.flatnonzero(passed)
             end = (slab.last[slots[rows]] // patch + 1) * patch - 1
-            lanes = np.flatnonzero(np.repeat(passed, self.config.lanes))
-            before = state.rows(torch.from_numpy(lanes))
-            written, after = self._commit(slots[rows], end, _rows(moments, rows), before, audit=False)
-            put(state, lanes[written], after.rows(torch.from_numpy(np.flatnonzero(written))))
+            lanes = every[np.repeat(passed, self.config.lanes)]
+            written = self._commit(slots[rows], end, _rows(moments, rows), state, lanes, audit=False)
             token_clock = token_clock.copy()
             token_clock[rows] = np.where(written.reshape(len(rows), -1), end[:, None], token_clock[rows])
-        return self._query(slots, clock, moments, state, token_clock, future)
+        return self._query(slots, clock, moments, state, every, token_clock, future)
 
     def _query(
-        self, slots: Ints, clock: Ints, moments: Moments, state: ForecasterState, token_clock: Ints, future: Floats
-    ) -> Floats:
+        self, slots: Ints, clock: Ints, moments: Moments, state: ForecasterState, lanes: Ints, token_clock: Ints,
+        future: Floats,
+    ) -> Floats:  # fmt: skip
         cfg, slab = self.config, self.slab
         values, seen = slab.window(slots, clock, cfg.window)
         mean, scale = moments.mean, scale_of(moments, slab.prior[slots])
@@ -93,13 +90,16 @@ class Engine:
             slots, clock, values[:, recent], seen[:, recent], mean, scale, slab.known_window(slots, clock)
         )
         elapsed = np.where(token_clock == NONE, 0, clock[:, None] - token_clock).reshape(-1) / cfg.patch_length
-        z = self._tiles.read(slots, windows, future, lags, elapsed, state).horizon
+        z = self._tiles.read(slots, windows, future, lags, elapsed, state, lanes).horizon
         return np.asarray(mean[:, None, :, None] + scale[:, None, :, None] * z)
 
     def _commit(
-        self, slots: Ints, end: Ints, moments: Moments, state: ForecasterState, *, audit: bool
-    ) -> tuple[Bools, ForecasterState]:
-        """Commit the open patch of each stream; lanes with nothing observed are no token. Returns which were."""
+        self, slots: Ints, end: Ints, moments: Moments, state: ForecasterState, lanes: Ints, *, audit: bool
+    ) -> Bools:
+        """Commit the open patch of each stream into these rows of a state; lanes with nothing observed are no token.
+
+        Returns which were.
+        """
         cfg, slab = self.config, self.slab
         values, seen = slab.window(slots, end, cfg.window if cfg.bridge else cfg.patch_length)
         mean, scale, recent = moments.mean, scale_of(moments, slab.prior[slots]), slice(-cfg.patch_length, None)
@@ -111,7 +111,8 @@ class Engine:
         token_clock, clock = slab.token_clock[slots].reshape(-1), np.repeat(end, cfg.lanes)
         elapsed = np.where(token_clock == NONE, 0, clock - token_clock) / cfg.patch_length
         cohort = cohorts(windows.seen, elapsed) if audit else None
-        return written, self._tiles.commit(slots, windows, written, elapsed, state, clock, cohort)
+        self._tiles.commit(slots, windows, written, elapsed, state, clock, cohort, lanes)
+        return written
 
     def _lane_windows(
         self, slots: Ints, clock: Ints, values: Floats, seen: Bools, mean: Floats, scale: Floats, known: Floats

@@ -43,9 +43,11 @@ class Tiles:
 
     def read(
         self, slots: Ints, windows: AnyWindows, future: Floats, lags: Floats, elapsed: Floats,
-        state: ForecasterState,
+        state: ForecasterState, at: Ints | None = None,
     ) -> Read:  # fmt: skip
         """One query per lane: windows and elapsed [N * lanes], future [N, H, F] or nothing, lags [N, L, C].
+
+        The lanes' states are the rows `at` [N * lanes] of `state`, or all of its rows.
 
         Without a future (the reference forecast has none) the covariates are at their training mean. Of the lanes'
         waits it hands out the mean, level by level.
@@ -59,7 +61,7 @@ class Tiles:
         sizes = self._widths.sizes(len(elapsed), windows, static, state) if not cfg.across else (TILE,)
         for tile, kept, peers in self.tiles(np.ones(len(elapsed), np.bool_), windows.heard(), sizes):
             part = QueryInputs(take(windows, tile), future[tile], lags[tile])
-            rows = state.rows(torch.from_numpy(tile))
+            rows = state.rows(torch.from_numpy(tile if at is None else at[tile]))
             reading: Reading = self.forecaster.read(part, elapsed[tile], static[tile], rows, peers)
             mine = torch.from_numpy(kept)
             out.append(reading.horizon[mine].double().numpy())
@@ -82,24 +84,28 @@ class Tiles:
         state: ForecasterState,
         clock: Ints,
         cohort: Ints | None,
+        at: Ints | None = None,
     ) -> ForecasterState:
         """One commit per lane that is `written`, all arrays [N * lanes]. Returns a new state of all lanes.
 
+        at: the lanes' rows in `state`, which is then edited in place and returned: no copy of what stays as it is.
         cohort: shown to the audit with the commits and their clocks; None leaves the audit out.
         """
         static, rows, shown = self.static(slots), np.flatnonzero(written), self.audit is not None and cohort is not None
         sizes = self._widths.sizes(len(rows), windows, static, state) if not self.config.across else (TILE,)
-        after = state.rows(torch.arange(len(state.count)))  # one copy, edited in place below
+        place = np.arange(len(elapsed)) if at is None else at
+        after = state.rows(torch.from_numpy(place)) if at is None else state
+        before = state.rows(torch.from_numpy(place[rows])) if shown else None
         traced: list[list[dict[str, Tensor]]] = []
         for tile, kept, peers in self.tiles(written, written, sizes):
-            before, mine = state.rows(torch.from_numpy(tile)), torch.from_numpy(kept)
-            new, traces = self.forecaster.commit(take(windows, tile), elapsed[tile], static[tile], before, peers)
-            put(after, tile[kept], new.rows(mine))
+            held, mine = state.rows(torch.from_numpy(place[tile])), torch.from_numpy(kept)
+            new, traces = self.forecaster.commit(take(windows, tile), elapsed[tile], static[tile], held, peers)
+            put(after, place[tile[kept]], new if len(kept) == len(tile) else new.rows(mine))
             if shown:
                 traced.append([{name: t[mine] for name, t in trace.items()} for trace in traces])
-        if shown and cohort is not None and len(rows):
+        if before is not None and cohort is not None and len(rows):
             lanes = self._rows.lanes(slots)[rows]
-            self._observe(lanes, state.rows(torch.from_numpy(rows)), traced, clock[rows], cohort[rows])
+            self._observe(lanes, before, traced, clock[rows], cohort[rows])
         return after
 
     def _observe(

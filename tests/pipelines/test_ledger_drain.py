@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -11,9 +10,11 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import polars as pl
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # third parties warn when they are imported
@@ -238,7 +239,8 @@ def test_without_mlflow_the_ledger_is_only_kept_short(store: Store) -> None:
 
 
 def test_of_the_processes_of_one_postgresql_store_one_sends(tmp_path: Path) -> None:
-    where = place("postgres", tmp_path)
+    conninfo = conninfo_to_dict(place("postgres", tmp_path))
+    where = f"postgresql://tester@127.0.0.1:{conninfo['port']}/postgres?options={quote(conninfo['options'])}"
     first, second = Lease(where), Lease(where)
     assert first.held()
     assert not second.held()

@@ -1,4 +1,4 @@
-"""The service's benchmark in small: every contender is sent rows that its journal then holds; pace and traffic by hand."""
+"""The service's benchmark in small: contenders are sent rows that their journals then hold; pace and traffic."""
 
 from __future__ import annotations
 
@@ -28,9 +28,15 @@ TINY = ["bench", "--what", "service", "--quick", "true", "--seeds", "[3]", "--ou
         "--service.streams", "40", "--service.seconds", "0.2", "--service.loads"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of the prepared store, which is made once."""
+    return str(tmp_path_factory.mktemp("service"))
+
+
 @pytest.mark.usefixtures("at_home")
-def test_every_contender_has_a_row_and_its_journal_holds_what_it_was_sent() -> None:
-    assert main([*TINY, '["aligned"]']) == 0
+def test_every_contender_has_a_row_and_its_journal_holds_what_it_was_sent(work: str) -> None:
+    assert main([*TINY, '["aligned"]', "--service.work", work]) == 0
     rows = read(Path("out/service-quick.jsonl"))
     assert sorted(row.what for row in rows) == sorted(f"{name}, aligned" for name in CONTENDERS)
     for row in rows:
@@ -55,13 +61,14 @@ def test_every_contender_has_a_row_and_its_journal_holds_what_it_was_sent() -> N
 
 
 @pytest.mark.usefixtures("at_home")
-def test_a_long_load_watches_the_memory_of_the_serving_process() -> None:
-    assert main([*TINY, '["spread"]', "--service.minutes", "0.03", "--service.rate", "200"]) == 0
+def test_a_long_load_watches_the_memory_of_the_serving_process(work: str) -> None:
+    given = ["--service.work", work, "--service.minutes", "0.03", "--service.rate", "200"]
+    assert main([*TINY, '["aligned"]', *given]) == 0
     (row,) = read(Path("out/service-quick.jsonl"))
-    assert row.what == "memory under load, http-json, spread"
-    assert row.values["soak_journalled"] == row.values["soak_rows"] == 360
-    assert {source for source in TABLES["service_memory"].values()} <= row.values.keys()
-    lines = [json.loads(line) for line in Path("out/service/soak.jsonl").read_text().splitlines()]
+    assert row.what == "memory under load, http-json, aligned"
+    assert row.values["soak_journalled"] == row.values["soak_rows"] == 480
+    assert set(TABLES["service_memory"].values()) <= row.values.keys()
+    lines = [json.loads(line) for line in Path(work, "soak.jsonl").read_text().splitlines()]
     assert lines[0].keys() == {"minute", "rss_mb", "file_mb"}
 
 

@@ -20,30 +20,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from filelock import FileLock
+from tests.service.peers import installed
 
 _PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/bin", "/usr/local/bin"])
 _DIE_WITH_PARENT = 1
 
 
 def binary(name: str) -> str:
-    """Path of a program, from the Debian package of the same name if it is not there."""
+    """Path of a program, from the Debian package of the same name if it is not there; AssertionError says why not."""
     found = shutil.which(name, path=_PATH)
-    if found is not None:
-        return found
-    with FileLock(Path(tempfile.gettempdir()) / "tsgdn2-apt.lock"):
-        if shutil.which(name, path=_PATH) is None:
-            quiet = {
-                "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"},
-                "capture_output": True,
-            }
-            done = None
-            for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", name]):
-                done = subprocess.run(["apt-get", *command], timeout=300, check=False, **quiet)
-            if shutil.which(name, path=_PATH) is None:
-                told = done.stderr.decode(errors="replace")[-500:] if done is not None else ""
-                raise RuntimeError(f"these tests need {name}; apt-get could not install it: {told}")
-    found = shutil.which(name, path=_PATH)
+    if found is None:
+        installed(name, f"/usr/*bin/{name}")
+        found = shutil.which(name, path=_PATH)
     assert found is not None
     return found
 

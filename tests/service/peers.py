@@ -18,26 +18,45 @@ from pathlib import Path
 from uuid import uuid4
 
 import psycopg
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-BINARIES = Path("/usr/lib/postgresql")
+INITDB = "/usr/lib/postgresql/*/bin/initdb"
+"""Debian has each major version in a folder of its own; the newest one that is whole is taken."""
+INSTALLING_S = 300
 
 
 def installed(package: str, pattern: str) -> None:
     """Install a Debian package unless a file of this pattern is there; AssertionError says why it failed."""
     if glob(pattern):
         return
-    said = "there is no apt-get here; install it by hand"
-    with FileLock(Path(tempfile.gettempdir()) / "tsgdn2-apt.lock"):
-        for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
-            if shutil.which("apt-get"):
-                done = subprocess.run(
-                    ["apt-get", "-o", "DPkg::Lock::Timeout=120", *command],
-                    capture_output=True, text=True, check=False, timeout=600,
-                    env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-                )  # fmt: skip
-                said = done.stdout + done.stderr
+    assert shutil.which("apt-get"), f"{package} is needed here and there is no apt-get; install it by hand"
+    assert os.geteuid() == 0, f"{package} is needed here and only root can install it: apt-get install {package}"
+    said = ""
+    try:
+        with FileLock(Path(tempfile.gettempdir()) / "tsgdn2-apt.lock", timeout=INSTALLING_S):
+            for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
+                if not glob(pattern):  # another process may have installed it meanwhile
+                    said += _apt(command)
+    except Timeout:
+        said = f"another process has been installing for {INSTALLING_S} seconds"
     assert glob(pattern), f"{package} could not be installed, and is needed here:\n{said[-2000:]}"
+
+
+def _apt(command: list[str]) -> str:
+    """What apt-get says; it waits for a lock of dpkg's for two minutes, asks nothing, and starts no service."""
+    try:
+        done = subprocess.run(
+            ["apt-get", "-o", "DPkg::Lock::Timeout=120", *command], stdin=subprocess.DEVNULL, capture_output=True,
+            text=True, check=False, timeout=INSTALLING_S,
+            env=os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"apt-get {command[0]} did not end within {INSTALLING_S} seconds\n"
+    return done.stdout + done.stderr
+
+
+def _major(binaries: Path) -> int:
+    return int(binaries.parent.name) if binaries.parent.name.isdecimal() else 0
 
 
 def free_port() -> int:
@@ -53,8 +72,8 @@ class Postgres:
     def __init__(self) -> None:
         """Make a cluster and start it."""
         # Debian's package begins a cluster of its own, which is neither used nor needed here.
-        installed("postgresql", f"{BINARIES}/*/bin/initdb")
-        self.binaries = max(BINARIES.glob("*/bin"), key=lambda path: int(path.parent.name))
+        installed("postgresql", INITDB)
+        self.binaries = max((Path(found).parent for found in glob(INITDB)), key=_major)
         self.home = Path(tempfile.mkdtemp(prefix="tsgdn2-postgres-"))
         self.user = "postgres" if os.geteuid() == 0 else None  # it refuses to be root
         if self.user:

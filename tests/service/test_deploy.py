@@ -194,6 +194,20 @@ def test_all_files_mean_the_same_memory() -> None:
     assert int(memory.split(">")[1]) == int(0.9 * MEMORY)
 
 
+def test_the_page_names_every_file_and_its_commands_name_files_and_modules_that_are_there() -> None:
+    page = (DEPLOY / "README.md").read_text()
+    for path in DEPLOY.iterdir():
+        assert path.name in page or path.name in ("__pycache__", "README.md"), path.name
+    for named in re.findall(r"service/deploy/[\w.]+\w", page):
+        assert (ROOT / named).exists(), named
+    for module in re.findall(r"python -m (tsgdn2\.[\w.]+)", page):
+        assert (ROOT / Path(*module.split(".")[1:])).with_suffix(".py").is_file(), module
+    for variable in re.findall(r"\b(TSGDN2_SERVE_\w+)", page):
+        assert variable.removeprefix(PREFIX).lower() in Settings.model_fields, variable
+    for variable in re.findall(r"\b(TSGDN2_(?!SERVE)\w+)=", page):
+        assert f"${{{variable}" in (DEPLOY / "compose.yaml").read_text(), variable
+
+
 def test_a_container_is_alive_when_its_service_answers_and_not_before(tmp_path: Path) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))

@@ -282,7 +282,7 @@ def test_a_lost_lease_costs_a_refusal_and_no_row(tmp_path: Path) -> None:
     other = Memory(predictor(), store_at("postgres", where), limits(3))
     other.start()
     found = other.observe(batch(["s1", "mine"], [9, 9])).result()
-    assert found.status[0] == "refused"
+    assert found.status[0] == "elsewhere"
     assert "held by me:1" in found.reasons[0]
     assert found.status[1] != "refused"
     with pytest.raises(StreamError, match="held by me:1"):

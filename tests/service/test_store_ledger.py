@@ -195,3 +195,13 @@ def test_other_threads_read_and_write_the_ledger_while_rows_come_in(store: Store
     ids = [row.id for row in store.read_ledger() if row.kind == "evicted"]
     assert len(ids) == 20
     assert ids == sorted(ids)
+
+
+def test_a_deletion_and_what_the_ledger_says_of_it_are_one(store: Store) -> None:
+    append(store, ["a", "b"], [0, 1])
+    with pytest.raises(StreamError):
+        store.forget(["a"], ledger=[LedgerRow(kind="deleted", stream="\x00")])
+    assert sorted(name for name, _, _ in all_of(store)) == ["a", "b"]
+    store.forget(["a"], ledger=[LedgerRow(kind="deleted", stream="a")])
+    assert [name for name, _, _ in all_of(store)] == ["b"]
+    assert [row.stream for row in store.read_ledger() if row.kind == "deleted"] == ["a"]

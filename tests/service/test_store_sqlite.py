@@ -179,7 +179,9 @@ def test_a_store_that_was_being_made_when_its_process_died_is_made_anew(tmp_path
     (tmp_path / "store.db.new").write_bytes(b"half")
     (tmp_path / "store.db.new-wal").write_bytes(b"half")
     filled(tmp_path / "store.db")
-    assert sorted(file.name for file in tmp_path.iterdir() if not file.name.endswith(".lock")) == ["store.db"]
+    assert sorted(file.name for file in tmp_path.iterdir() if not file.name.endswith((".lock", ".tail"))) == [
+        "store.db"
+    ]
 
 
 OTHER = """
@@ -294,3 +296,19 @@ def test_the_ledger_of_a_store_with_a_damaged_journal_can_still_be_read(tmp_path
     assert len(store.repair()) == 1
     store.close()
     assert sequences(path) == [number for number in range(1, 2000, 2) if not 50 <= number < 100]
+
+
+def test_an_append_that_is_committed_is_no_error_because_of_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    store.open(MODEL)
+
+    def gone(path: str) -> os.stat_result:
+        raise OSError("the log can not be looked at")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("tsgdn2.service.sqlite_file.os.stat", gone)
+        store.append(rows(["b"], [0]))
+    store.close()
+    assert sequences(tmp_path / "store.db") == [0]

@@ -8,12 +8,14 @@ of the flow, without their repeats, and knows of no store, broker, connector or 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from tests.service.endtoend.flow import Sent, batch_of, name_of, source_of
-from tests.service.predictors import limits, memory, predictor
+from tests.service.endtoend.lives import until
+from tests.service.predictors import blobs, limits, memory, predictor
 
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.service.journal import Block, columns_in, heads_of
@@ -55,6 +57,17 @@ def count_of(store: Path) -> int:
     finally:
         connection.close()
     return int(found[0])
+
+
+def wait_for(store: Path, rows: int) -> None:
+    """Wait until so many rows have been appended; AssertionError when no more come."""
+    while (found := count_of(store)) < rows:
+        until(partial(beyond, count_of, store, found), f"more than {found} of {rows} rows in the journal", look=0.05)
+
+
+def beyond(read: Callable[[Path], int], store: Path, number: int) -> bool:
+    """Whether what is read of a store is more than a number."""
+    return read(store) > number
 
 
 def appended(store: Path) -> list[Row]:
@@ -122,7 +135,6 @@ def kept(folder: Path, kind: str = "tag") -> dict[str, bytes]:
     """The states that a store has, whose service has ended."""
     made = memory(folder, limits(kind=kind), kind=kind)
     try:
-        names = made.names().result()
-        return {name: made.ask([name], lambda online, one=name: online.take_out(one)).result() for name in names}
+        return blobs(made, made.names().result())
     finally:
         made.stop()

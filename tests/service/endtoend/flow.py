@@ -1,7 +1,7 @@
 """What is published, told by nothing but its place in the flow, so that publisher, service and twin agree on it.
 
     row k of stream i     streams stand at different hours, so that their patches (of three hours) never close together;
-                          some rows come late, some later than a patch; one cell in six is missing, some rows are all NaN
+                          some rows come late, some by more than a patch; one cell in six is missing, in some rows all
     flow                  rows of all streams in turn; some are sent again soon, some overtake the one before
 
 The order of the flow is the order of the broker. A row that overtakes has the higher number first.

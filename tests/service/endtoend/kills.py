@@ -2,8 +2,8 @@
 
     python -m tests.service.endtoend.kills [KILLS] [FRESH] [SEED] [RATE]      the long version, figures as JSON
 
-A kill is aimed at a phase: it comes up to 3 ms after the service has entered it (0.4 s for a recovery), or at any time. A life
-that is fresh is a new interpreter; the others are forked from one that has imported everything, which makes no
+A kill is aimed at a phase: it comes up to 3 ms after the service has entered it (0.4 s for a recovery), or at any time.
+A life that is fresh is a new interpreter; the others are forked from one that has imported everything, which makes no
 difference to files, locks, sockets and threads.
 """
 
@@ -28,6 +28,7 @@ from tests.service.endtoend.evidence import (
     keep_a_copy,
     kept,
     twin_of,
+    wait_for,
     without_repeats,
 )
 from tests.service.endtoend.flow import STREAMS, first_rows
@@ -50,7 +51,9 @@ SETTINGS: Final = {
 def strike(made: Service, aim: str, dice: random.Random, *, fresh: bool) -> str:
     """Start the service and kill it in the phase that is aimed at; gives the one that it was hit in."""
     begun = count_of(made.store)
-    made.start(fresh=fresh, aim=aim, times=1 if aim in ("opening", "recovering", "pruning") else dice.choice((1, 3, 10)))
+    made.start(
+        fresh=fresh, aim=aim, times=1 if aim in ("opening", "recovering", "pruning") else dice.choice((1, 3, 10))
+    )
     if aim == "starting":
         pause(dice.random() * (3.0 if fresh else 0.1))
     elif aim == "any time":
@@ -70,7 +73,13 @@ def pause(seconds: float) -> None:
 
 
 def kill_often(
-    folder: Path, nurse: Popen[str] | None = None, *, kills: int = 20, fresh: int = 3, seed: int = 8, rate: float = 400.0
+    folder: Path,
+    nurse: Popen[str] | None = None,
+    *,
+    kills: int = 20,
+    fresh: int = 3,
+    seed: int = 8,
+    rate: float = 400.0,
 ) -> dict[str, Any]:
     """All of it; AssertionError where anything was lost or came twice. Gives the figures.
 
@@ -83,9 +92,7 @@ def kill_often(
     hit, began = Counter[str](), time.monotonic()
     with ExitStack() as stack:
         broker = stack.enter_context(Mosquitto())
-        made = stack.enter_context(
-            service(folder, nurse, END_MQTT=str(broker.port), **SETTINGS)  # type: ignore[arg-type]
-        )
+        made = stack.enter_context(service(folder, nurse, END_MQTT=str(broker.port), **SETTINGS))
         keep_a_copy(made.store, "tag")
         made.start().ready()
         until(lambda: made.events("mqtt: connected"), "the session at the broker")
@@ -100,7 +107,7 @@ def kill_often(
         said: dict[str, int] = json.loads(line_of(publisher))
         sent = first_rows(said["published"], seed)
         rows = len(without_repeats(sent))
-        until(lambda: count_of(made.store) >= rows, "all rows are in the journal", look=0.1)
+        wait_for(made.store, rows)
         twin = twin_of(sent)
         compare_states(made.blobs(twin.streams), twin)
         made.stop()

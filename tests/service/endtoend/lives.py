@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
@@ -42,8 +44,10 @@ def module(name: str, *arguments: str, **more: Any) -> subprocess.Popen[str]:
 
 
 def line_of(process: subprocess.Popen[str]) -> str:
-    """The next line that a process says; AssertionError where it has ended."""
+    """The next line that a process says; AssertionError where it has ended, or says nothing for too long."""
     assert process.stdout is not None
+    # A process is only listened to line by line, so nothing that it has said waits in a buffer of ours.
+    assert select.select([process.stdout], [], [], DEADLINE)[0], f"it has said nothing for {DEADLINE:g} s"
     line = process.stdout.readline()
     assert line, f"it has ended with {process.poll()}"
     return line.strip()
@@ -70,12 +74,13 @@ class Service:
         self.folder, self.nursery = folder, nursery
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "mapping.yaml").write_text(MAPPING)
-        self.store, self.log, self.board = folder / "store.db", folder / "log", Board(folder / "board")
-        given = {"STORE": str(self.store), "KEYS": "off", "MAPPING": str(folder / "mapping.yaml")} | settings
+        self.log, self.board = folder / "log", Board(folder / "board")
+        given = {"STORE": str(folder / "store.db"), "KEYS": "off", "MAPPING": str(folder / "mapping.yaml")} | settings
         self.given = {
             name if name.startswith(("END_", "LD_", "FAKETIME", "NO_")) else f"TSGDN2_SERVE_{name}": value
             for name, value in given.items()
         } | {"END_LOG": str(self.log), "END_BOARD": str(folder / "board")}
+        self.store = Path(given["STORE"])
         self.began = 0
         """Bytes of the log before this life."""
         self._process: subprocess.Popen[str] | None = None
@@ -110,7 +115,7 @@ class Service:
         """Wait until it takes rows."""
 
         def answers() -> bool:
-            assert self.alive, f"it has ended:\n{self.said[-3000:]}"
+            assert self.alive, f"it has ended with {self.ended()}:\n{self.said[-3000:]}"
             try:
                 return self.client.get("/readyz").status_code == 200
             except httpx.TransportError:
@@ -142,6 +147,10 @@ class Service:
     def signal(self, number: int) -> None:
         """Send a signal to this life."""
         os.kill(self._pid, number)
+
+    def limit(self, size: int) -> None:
+        """Let no file of this life grow beyond so many bytes; -1 takes the limit away."""
+        resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     def ended(self) -> int:
         """Wait for the end of this life; its exit status."""
@@ -176,7 +185,7 @@ class Service:
             after = page["next"]
         return [row for row in found if not kinds or row["kind"] in kinds]
 
-    def blobs(self, streams: list[str]) -> dict[str, bytes]:
+    def blobs(self, streams: Iterable[str]) -> dict[str, bytes]:
         """The whole state of some streams."""
         made = {}
         for stream in streams:

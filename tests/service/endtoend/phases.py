@@ -22,7 +22,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Final
 
-PHASES: Final = ("starting", "recovering", "opening", "appending", "applying", "snapshotting", "pruning", "acknowledging")
+PHASES: Final = (
+    "starting", "recovering", "opening", "appending", "applying", "snapshotting", "pruning", "acknowledging",
+)  # fmt: skip
 """The later one of two that are entered says more; "starting" is entered by whoever starts the process."""
 COUNTS: Final = ("received", "seen", "behind", "refused")
 _COUNT: Final = struct.Struct("<q")

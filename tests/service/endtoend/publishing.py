@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 from tests.service.endtoend.flow import flow, payload_of, topic_of
 
 WINDOW = 400
@@ -34,7 +35,7 @@ class Publisher:
         self.acknowledged: set[int] = set()
         self.refused = 0
         self.client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, client_id="publisher", clean_session=False, protocol=paho.MQTTv311
+            CallbackAPIVersion.VERSION2, client_id="publisher", clean_session=False, protocol=paho.MQTTv311
         )
         self.client.on_publish = self.on_publish
         self.client.max_inflight_messages_set(WINDOW)
@@ -67,10 +68,16 @@ class Publisher:
                 self.waiting[mid] = place
 
 
+def listen(told: threading.Event) -> None:
+    """Wait for the line that says to stop."""
+    sys.stdin.readline()
+    told.set()
+
+
 def main(port: int, seed: int, streams: int, rate: float, most: int) -> None:
     """Publish until told to stop."""
     publisher, told = Publisher(port), threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.readline(), told.set()), daemon=True).start()
+    threading.Thread(target=listen, args=(told,), daemon=True).start()
     print("publishing", flush=True)
     began, place = time.monotonic(), 0
     for row in flow(seed, streams):

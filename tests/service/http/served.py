@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 from tests.service.predictors import limits, predictor
 
+from tsgdn2.online import OnlinePredictor
 from tsgdn2.service.app import create_app
 from tsgdn2.service.desk import Desk
 from tsgdn2.service.limits import Limits
@@ -66,12 +67,12 @@ class Served(httpx.Client):
 @contextmanager
 def served(
     folder: Path, *, bounds: Limits | None = None, store: SqliteStore | None = None, app: dict[str, Any] | None = None,
-    **settings: Any,
+    online: OnlinePredictor | None = None, **settings: Any,
 ) -> Iterator[Served]:  # fmt: skip
     """A service over a store in a folder, keys off unless asked for; with keys the client is an administrator."""
     settings = {"keys": "off", "port": 0, "host": "127.0.0.1"} | settings
     kept = store or SqliteStore(folder / "store.db")
-    memory = Memory(predictor(), kept, bounds or limits())
+    memory = Memory(online or predictor(), kept, bounds or limits())
     chosen = read_settings(environ={}, **settings)
     server = Server(create_app(memory, kept, chosen, **(app or {})), chosen)
     thread = threading.Thread(target=server.run, name="served")

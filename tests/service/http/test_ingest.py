@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import cramjam
 import pytest
@@ -11,9 +12,11 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
-from tests.service.http.served import HOUR, Served
+from tests.service.http.served import HOUR, Served, served
 
 from tsgdn2.service.connectors.prometheus import WriteRequest
+from tsgdn2.service.errors import StoreError
+from tsgdn2.service.sqlite_store import SqliteStore
 
 NOW = 1_700_000_000
 REMOTE = {"Content-Type": "application/x-protobuf", "Content-Encoding": "snappy",
@@ -102,6 +105,38 @@ def test_a_row_that_the_memory_refuses_is_told_as_well(service: Served) -> None:
     answer = service.post("/api/v2/write", content=f"us\x1fname x=1 {NOW * 10**9}", headers=TEXT)
     assert answer.status_code == 400
     assert "U+001F" in answer.json()["detail"]
+
+
+class Full(SqliteStore):
+    """A store that fails from its second append on."""
+
+    appended = 0
+
+    def append(self, *given, **more):
+        self.appended += 1
+        if self.appended == 2:
+            raise StoreError("store: the disk is full; make room")
+        return super().append(*given, **more)
+
+
+def test_a_body_that_breaks_off_says_how_much_is_kept_and_can_be_sent_again(folder: Path) -> None:
+    body = "".join(f"m x={step} {NOW + 3600 * step}\n" for step in range(6))
+    with served(folder, store=Full(folder / "store.db"), rows=2) as client:
+        broken = client.post("/api/v2/write?precision=s", content=body, headers=TEXT)
+        assert broken.status_code == 503
+        assert "the first 2 of 6 rows are on the disk" in broken.json()["detail"]
+        assert client.post("/api/v2/write?precision=s", content=body, headers=TEXT).status_code == 204
+        counters = client.get("/v1/streams/m,influx/state").json()["counters"]
+        assert counters["observations"] - counters["duplicates"] == 6 or counters["observations"] == 6
+
+
+def test_a_body_beyond_the_tenants_rate_is_refused_before_its_first_part(folder: Path) -> None:
+    body = "".join(f"m x={step} {NOW + 3600 * step}\n" for step in range(6))
+    with served(folder, keys="required", rows=2, tenant_rows_per_s=2) as client:
+        acme = client.keyed("write", "acme")
+        assert acme.post("/api/v2/write?precision=s", content=body, headers=TEXT).status_code == 204
+        assert acme.post("/api/v2/write?precision=s", content=body, headers=TEXT).status_code == 429
+        assert observations(acme, "m,influx") == 6
 
 
 @pytest.mark.parametrize("seed", range(4))

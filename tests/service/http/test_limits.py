@@ -81,6 +81,26 @@ def test_a_body_that_unpacks_beyond_the_limit_is_refused(small: Served) -> None:
     assert small.post("/v1/observe", content=gzip.compress(json.dumps(row).encode()), headers=packed).status_code == 200
 
 
+def test_a_head_that_drips_or_does_not_come_is_cut_off_and_a_slow_answer_is_not(folder: Path) -> None:
+    store = Held(folder / "store.db")
+    with served(folder, store=store, head_timeout_s=0.3) as client, ThreadPoolExecutor(1) as pool:
+        for first in (b"", b"GET /healthz HTTP/1.1\r\nX-Slow: ", b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"):
+            with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+                connection.sendall(first)
+                if first.endswith(b"\r\n\r\n"):
+                    assert connection.recv(65_536)
+                    connection.sendall(b"GET /")
+                while connection.recv(65_536):
+                    continue
+        store.gate.clear()
+        slow = pool.submit(client.observe, "s", [1])
+        until(store.waits.is_set, "the row is being written")
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+            assert connection.recv(1) == b""  # longer than a head may take
+        store.gate.set()
+        assert slow.result().status_code == 200
+
+
 def test_more_rows_than_one_request_may_have_are_refused(small: Served) -> None:
     assert small.observe("rows", range(5)).status_code == 200
     assert small.observe("rows", range(6)).status_code == 413
@@ -150,12 +170,12 @@ def test_a_full_queue_is_429_for_the_one_tenant_and_takes_nothing(folder: Path) 
             first = pool.submit(acme.observe, "s", range(1))
             until(store.waits.is_set, "the first row is being written")
             waiting = [pool.submit(acme.observe, "s", range(4)) for _ in range(2)]
-            until(lambda: client.desk.memory.status().queued_rows == 8, "eight rows wait")
+            until(lambda: client.desk.memory.status().queued_rows == 9, "one row is written, eight wait")
             busy = acme.observe("t", range(4))
             assert busy.status_code == 429
             assert float(busy.headers["retry-after"]) >= 1
             theirs = pool.submit(other.observe, "s", range(4))
-            until(lambda: client.desk.memory.status().queued_rows >= 12, "the other tenant's rows wait")
+            until(lambda: client.desk.memory.status().queued_rows >= 13, "the other tenant's rows wait")
         finally:
             store.gate.set()
         assert {one.result().status_code for one in (first, *waiting, theirs)} == {200}

@@ -98,6 +98,20 @@ def test_one_row_is_observed_and_forecast(service: Served) -> None:
     assert state["counters"]["observations"] == 8
 
 
+def test_who_waits_for_the_disk_alone_hears_that_rows_are_kept_and_reads_what_he_wrote(service: Served) -> None:
+    for step in range(6):
+        row = {"stream": "soon", "time": step * HOUR, "values": [step, 1.0], "source": "s", "sequence": step}
+        answer = service.post("/v1/observe", json=row, params={"wait": "disk"}).json()
+        assert (answer["status"], answer["surprise"]) == ("kept", {"x": None, "y": None})
+        state = service.get("/v1/streams/soon/state").json()
+        assert (state["clock"], state["counters"]["observations"]) == (step * HOUR, step + 1)
+    rows = [{**row, "sequence": sequence, "time": sequence * HOUR} for sequence in (5, 6)] + [{**row, "values": [1]}]
+    body = {"rows": rows}
+    found = service.post("/v1/observe/batch", json=body, params={"wait": "disk"}).json()
+    assert found["status"] == ["seen", "kept", "refused"]
+    assert service.post("/v1/observe/batch", json=body, params={"wait": "a while"}).status_code == 422
+
+
 def test_a_bad_row_is_refused_with_its_reason_and_the_others_go_on(service: Served) -> None:
     good = {"stream": "mixed", "time": HOUR, "values": [1, 2]}
     bad = [
