@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from tsgdn2.service.receipts import KEPT, REFUSED, Outcome, applied
 from tsgdn2.service.sessions import Sessions
 from tsgdn2.service.spent import Spent
 
+_WORTH: Final = 2.0
+_LEAST: Final = 1e-3
+"""A limit below this is meant: every row alone, say."""
 Heard = Callable[[Batch, Outcome, Ints], None]
 """Told of rows that were applied, what they did, and their numbers; in the worker's thread, so it must be quick."""
 
@@ -77,9 +81,15 @@ class Arrears:
     def __bool__(self) -> bool:
         return bool(self._line or self._paid)
 
+    @property
+    def _most(self) -> float:
+        """Seconds of the rows of one call: enough of them that its own price is the smaller part."""
+        most = self._sessions.limits.slice_s
+        return most if most < _LEAST else max(most, _WORTH * self._effort.call)
+
     def owe(self, group: Group, batch: Batch, places: Ints, seqs: Ints) -> None:
         """Rows [N] of a group, their places there, and their numbers in the journal; their streams are hot."""
-        most, seconds = self._sessions.limits.slice_s, self._effort.seconds(batch)
+        most, seconds = self._most, self._effort.seconds(batch)
         group.status[places] = KEPT
         ends = np.cumsum(seconds)
         cuts = np.flatnonzero(np.diff(np.floor(ends / most))) + 1
@@ -106,7 +116,7 @@ class Arrears:
 
     def _together(self, line: deque[Slice]) -> list[Slice]:
         """The next slices that are worth one call."""
-        taken, most = [line.popleft()], self._sessions.limits.slice_s
+        taken, most = [line.popleft()], self._most
         seconds = taken[0].seconds
         while line and (seconds := seconds + line[0].seconds) <= most:
             taken.append(line.popleft())

@@ -19,11 +19,12 @@ from tsgdn2.online import OnlinePredictor
 from tsgdn2.service.batch import Batch, Floats
 from tsgdn2.slab import NONE
 
-CALL: Final = 4e-3
-"""Seconds of a call that closes patches, whatever it holds, on the machine of record (LOG.md)."""
-_ROW, _LANE, _PASS = 10e-6, 40e-6, 3e-3
-_TOLD: Final = 2e-3
-"""An estimate of less says nothing about the factor: the call's own cost is most of it."""
+_CALL, _ROW, _LANE, _PASS = 4e-3, 10e-6, 40e-6, 3e-3
+"""Seconds on the machine of record (LOG.md), until the calls of this one have told better."""
+_KEPT: Final = 0.98
+"""What a call still counts when the next one has been seen."""
+_WEIGHT: Final = 10.0
+"""Calls that the figures above count for in the beginning."""
 
 
 class Effort:
@@ -31,7 +32,11 @@ class Effort:
 
     def __init__(self, online: OnlinePredictor) -> None:
         self._online = online
-        self._factor = 1.0
+        self.call, self.factor = _CALL, 1.0
+        """Seconds of a call, whatever it holds; and how much slower its rows are here than was thought."""
+        points = np.array([0.5 * _CALL, 4 * _CALL])
+        self._sums = _WEIGHT * np.array([1.0, points.mean(), points.mean() + _CALL, (points**2).mean(),
+                                         (points * (points + _CALL)).mean()])  # fmt: skip
 
     def seconds(self, batch: Batch) -> Floats:
         """Seconds of each row [N] beside the call's own, in the order in which they will be applied."""
@@ -48,10 +53,15 @@ class Effort:
             if len(closing):
                 found[closing] += config.lanes * _LANE + (_PASS / len(closing) if turn else 0.0)
             open_patch[codes[wave]] = np.maximum(before, patch[wave])
-        return found * self._factor
+        return found * self.factor
 
     def learn(self, estimated: float, took: float) -> None:
-        """Correct what comes by what a call took whose rows were estimated so."""
-        if estimated >= _TOLD:
-            ratio = min(max((took - CALL) / estimated, 0.5), 2.0)
-            self._factor = min(max(self._factor * ratio**0.1, 0.25), 4.0)
+        """Correct what comes by a call that took so long for rows estimated so: a line through the last ones."""
+        plain = estimated / self.factor
+        took = min(took, 3 * (self.call + estimated))  # whatever else held it up is no property of the rows
+        self._sums = _KEPT * self._sums + np.array([1.0, plain, took, plain**2, plain * took])
+        weight, x, y, xx, xy = self._sums.tolist()
+        spread = weight * xx - x * x
+        if spread > 0:
+            self.factor = min(max((weight * xy - x * y) / spread, 0.2), 5.0)
+            self.call = min(max((y - self.factor * x) / weight, 1e-4), 0.05)

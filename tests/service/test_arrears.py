@@ -145,6 +145,10 @@ def test_effort_is_that_of_the_patches_that_close_and_learns_from_what_it_took()
     closing = effort.seconds(batch(["a", "a", "b", "new"], [3, 6, 1, 9]))
     assert closing[0] > 5 * closing[2] == 5 * closing[3] == 5 * calm[0]
     assert closing[1] >= closing[0]
-    for _ in range(50):
-        effort.learn(1.0, 0.5)
-    assert effort.seconds(batch(["new"], [9]))[0] < calm[0] / 3
+    for turn in range(300):  # a machine of three times the pace, whose calls cost ten milliseconds
+        rows = effort.seconds(batch(["a"] * (turn % 5 + 1), [3 * n + 3 for n in range(turn % 5 + 1)])).sum()
+        effort.learn(rows, 10e-3 + rows / effort.factor / 3)
+    assert effort.call == pytest.approx(10e-3, rel=0.05)
+    assert effort.factor == pytest.approx(1 / 3, rel=0.05)
+    effort.learn(1e-3, 60.0)
+    assert effort.factor == pytest.approx(1 / 3, rel=0.5)

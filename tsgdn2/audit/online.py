@@ -59,7 +59,7 @@ class OnlineAudit:
         self._shapes = {"before": (heads, key_dim, value_dim), "z": (heads, value_dim), "time": ()}
         self._shapes |= {name: (heads, key_dim) for name in "keg"}
         self._queue: deque[Eviction] = deque(maxlen=config.events)
-        self._work: dict[int, Workspace] = {}
+        self._work: Workspace | None = None
         self._waiting = False
         self.dropped = 0
         """Evictions that were never drained, because the queue was full."""
@@ -138,9 +138,9 @@ class OnlineAudit:
         copies = tuple(array[rows] for array in arrays)
         X, ints, floats, sums = (copy.reshape(B, *copy.shape[2:]) for copy in copies[:4])
         clock: Ints = copies[4]
-        work = self._work.get(B)
-        if work is None:
-            work = self._work[B] = Workspace(B, slab)
+        if self._work is None or len(self._work.row) < B:
+            self._work = Workspace(B, slab)
+        work = self._work.first(B)
         k_, e_, g_, z_ = (self._rows(t).reshape(B, -1) for t in (k, e, g, z))
         S = self._rows(before).reshape(B, slab.key_dim, V)
         first_n = clock[:, 0] == 0

@@ -19,6 +19,8 @@ fused, so that the bits of an element do not depend on where it lies.
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -50,6 +52,13 @@ class Workspace:
         self.weight: Array = np.ones((rows, 2, K), dtype)
         self.born_ints = np.tile(np.array(slab.empty_ints), (rows, 1))
         self.born_floats: Array = np.zeros((rows, len(FLOATS)))
+
+    def first(self, rows: int) -> Workspace:
+        """The same buffers for fewer rows: one workspace serves every size, so that none is kept for each."""
+        part = copy(self)
+        for name, array in vars(self).items():
+            setattr(part, name, array[:rows])
+        return part
 
 
 def add_age(X: Array, slab: Slab, elapsed: Array, work: Workspace) -> None:
