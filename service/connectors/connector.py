@@ -4,8 +4,8 @@
 
 While one group is being made durable, up to `in_flight` others are received and decoded; then the peer has to wait.
 Order is kept because a store knows a repeated row by its number: were a later number durable first, a broker's second
-delivery of the earlier one would pass for a repeat. The price is one group at a time in the store, so groups grow with
-the load, to `group` messages.
+delivery of the earlier one would pass for a repeat. The price is one delivery at a time in the store, so all groups
+that have come meanwhile go there together: deliveries grow with the load.
 
 A connection that breaks is made again after an exponential wait, for ever. What is not acknowledged by then comes
 again from the peer. A poisoned message is acknowledged, counted and reported, or it would come back for ever.
@@ -106,14 +106,19 @@ class Lane(Generic[M]):
     async def _work(self) -> None:
         counts = self._connector.counts
         while True:
-            messages, decoded = await self._groups.get()
+            groups = [await self._groups.get()]
+            while not self._groups.empty():
+                groups.append(self._groups.get_nowait())
+            messages = [message for group, _ in groups for message in group]
+            rows = [decoded.rows for _, decoded in groups if decoded.rows is not None]
             async with self._settled:
-                if decoded.rows is not None and not self.lost:
-                    await self._settle(messages, decoded.rows)
+                if rows and not self.lost:
+                    await self._settle(messages, Batch.concat(rows))
                 if not self.lost:
                     await self._acknowledged(messages)
-            counts.waiting -= 1
-            self._groups.task_done()
+            counts.waiting -= len(groups)
+            for _ in groups:
+                self._groups.task_done()
 
     async def _acknowledged(self, messages: Sequence[M]) -> None:
         try:

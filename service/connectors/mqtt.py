@@ -146,8 +146,8 @@ class MqttConnector(Connector):
         router: Router,
         *,
         name: str = "mqtt",
-        in_flight: int = 2,
-        group: int = 256,
+        in_flight: int = 3,
+        group: int = 512,
         backoff: Backoff | None = None,
         patience: float = 30.0,
     ) -> None:
