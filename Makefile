@@ -35,7 +35,7 @@ PLAIN_TESTS := $(filter-out tests/kernels/test_native% tests/kernels/test_target
 
 .DEFAULT_GOAL := help
 .PHONY: help install native quickstart test test-without-compiler test-sanitized sanitized-best sanitized-baseline \
-	probe gift-eval rivals nab calibration serving prequential language language-mixers language-tokens tables lint format clean
+	probe gift-eval rivals nab calibration serving service prequential language language-mixers language-tokens tables lint format clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 32
@@ -89,6 +89,9 @@ calibration: $(NATIVE)  ## coverage under drift, adaptive and split-conformal, t
 
 serving: $(NATIVE)  ## one update and one forecast against rivals, by age and number of streams; half an hour
 	@OMP_NUM_THREADS=1 $(BIN)/tsgdn2 bench --what serving --runs $(RUNS) $(BENCH_ARGS)
+
+service: $(NATIVE)  ## 10,000 streams through HTTP, MQTT and in-process, latency and rate; some twenty minutes
+	@OMP_NUM_THREADS=1 $(BIN)/tsgdn2 bench --what service --runs $(RUNS) $(BENCH_ARGS)
 
 prequential: $(NATIVE)  ## ETTh1 row by row with values six hours late: trains, scores, then observes; some minutes
 	@test -e $(RUNS)/prequential-model/predictor || $(BIN)/tsgdn2 train --data ett:ETTh1 --targets multivariate \

@@ -24,7 +24,7 @@ from tsgdn2.pipelines.options import (
 )
 from tsgdn2.pipelines.pretrain.jobs import PRETRAIN, Verb
 from tsgdn2.pipelines.service_bench_options import ServiceLoad
-from tsgdn2.pipelines.service_jobs import AuditSync, Serve
+from tsgdn2.pipelines.service_jobs import AuditSync, Feed, Serve
 
 __all__ = [
     "JOBS",
@@ -36,6 +36,7 @@ __all__ = [
     "Backtest",
     "Bench",
     "DataOptions",
+    "Feed",
     "Job",
     "ModelOptions",
     "Options",
@@ -284,7 +285,7 @@ class Bench(Job):
             raise ConfigError(f"quick: only {', '.join(QUICK)} have a quick form, got what={self.what!r}")
 
 
-Options = type[Job] | type[AuditSync] | type[Serve] | Verb
+Options = type[Job] | type[AuditSync] | type[Feed] | type[Serve] | Verb
 
 # Job name on the command line: its options, and the module and function that run it.
 JOBS: Final[dict[str, tuple[Options, str]]] = {
@@ -293,6 +294,7 @@ JOBS: Final[dict[str, tuple[Options, str]]] = {
     "backtest": (Backtest, "backtest"),
     "replay": (Replay, "replay"),
     "serve": (Serve, "serve"),
+    "feed": (Feed, "feed"),
     "audit run": (AuditRun, "audit"),
     "audit sync": (AuditSync, "audit_sync"),
     "probe": (Probe, "probe"),

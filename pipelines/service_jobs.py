@@ -1,4 +1,4 @@
-"""What `tsgdn2 serve` and `tsgdn2 audit sync` can be told, as in jobs.py; nothing heavy is imported here.
+"""What `tsgdn2 serve`, `feed` and `audit sync` can be told, as in jobs.py; nothing heavy is imported here.
 
 `serve` has the few options that most people need. Everything else of the service (limits, TLS, quotas, logs) is a
 setting of its own: a file for --settings, or TSGDN2_SERVE_* in the environment.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tsgdn2.errors import ConfigError
-from tsgdn2.pipelines.options import ArrivalOptions
+from tsgdn2.pipelines.options import ArrivalOptions, DataOptions, at_least_one
 
 REGISTERED: Final = "models:/"
 """How the address of a registered model begins."""
@@ -86,6 +86,38 @@ class Serve:
                 f"require_audit: only a registered version has the tag, got model={self.model!r}; name it as "
                 "models:/name/3, or leave require_audit out"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """Send a table or a named set to a running service, in the order of time; a second run sends nothing twice."""
+
+    data: str
+    """A file or a named set of sensors, as for `train`: nyc_weather, ett:ETTh1, sensors.csv .."""
+    url: str = "http://127.0.0.1:8321"
+    """Where the service listens."""
+    key: str | None = None
+    """API key with the role write; by default TSGDN2_KEY of the environment, which no list of processes shows."""
+    columns: DataOptions = field(default_factory=DataOptions)
+    """How the file is read."""
+    speed: float | None = None
+    """Seconds of data per second; None goes as fast as the service takes it."""
+    batch: int = 4_096
+    """Rows of one request at most."""
+    timeout: float = 60.0
+    """Seconds that the service may take to answer, and that this waits for one that is away or busy."""
+    quiet: bool = False
+    """No progress bars."""
+
+    def __post_init__(self) -> None:
+        """Check the bounds."""
+        at_least_one(batch=self.batch)
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"url: must begin with http:// or https://, got {self.url!r}")
+        if self.speed is not None and not self.speed > 0:
+            raise ConfigError(f"speed: must be above 0 or null, got {self.speed}")
+        if not self.timeout > 0:
+            raise ConfigError(f"timeout: must be above 0, got {self.timeout}")
 
 
 @dataclass(frozen=True, kw_only=True)

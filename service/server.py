@@ -37,6 +37,8 @@ from tsgdn2.service.store import Store
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger("tsgdn2.service")
 _LOOK_S = 0.25
+_SWITCH_S = 0.0005
+"""Seconds after which a thread of Python lets another one have its turn."""
 
 
 class Server(uvicorn.Server):
@@ -110,8 +112,14 @@ def serve(
         # What is there now stays: to look through it again and again stops every thread for some tenths of a second.
         gc.collect()
         gc.freeze()
-        with beside(store):
-            yield
+        # The worker takes the lock for each of its many small operations; behind a busy event loop each would wait 5 ms.
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_S)
+        try:
+            with beside(store):
+                yield
+        finally:
+            sys.setswitchinterval(before)
 
     server = Server(app, settings, opened)
     try:

@@ -2,7 +2,8 @@
 
     receive a group -> decode -> sink (durable) -> acknowledge        the groups of one connector strictly in this order
 
-While one group is being made durable, up to `in_flight` others are received and decoded; then the peer has to wait.
+While some are being made durable, others are received and decoded, up to the messages of `in_flight` full groups; then
+the peer has to wait.
 Order is kept because a store knows a repeated row by its number: were a later number durable first, a broker's second
 delivery of the earlier one would pass for a repeat. The price is one delivery at a time in the store, so all groups
 that have come meanwhile go there together: deliveries grow with the load.
@@ -36,6 +37,27 @@ class LostError(Exception):
     """The connection ended; it is made anew."""
 
 
+class Held(asyncio.Queue[tuple[Sequence[M], Decoded]]):
+    """Groups that wait, bounded by their messages: what trickles in comes in many small ones."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most, self._messages = most, 0
+
+    def full(self) -> bool:
+        """Whether the next one has to wait."""
+        return self._messages >= self._most
+
+    def _put(self, item: tuple[Sequence[M], Decoded]) -> None:
+        super()._put(item)
+        self._messages += len(item[0])
+
+    def _get(self) -> tuple[Sequence[M], Decoded]:
+        found = super()._get()
+        self._messages -= len(found[0])
+        return found
+
+
 class Lane(Generic[M]):
     """The way of groups of messages of one connection to the sink and back to the acknowledgement, in order."""
 
@@ -48,7 +70,7 @@ class Lane(Generic[M]):
     ) -> None:
         self._connector, self._sink = connector, sink
         self._decode, self._acknowledge = decode, acknowledge
-        self._groups: asyncio.Queue[tuple[Sequence[M], Decoded]] = asyncio.Queue(connector.in_flight)
+        self._groups = Held[M](connector.in_flight * connector.group)
         self._worker: asyncio.Task[None]
         self._settled = asyncio.Lock()
         self.lost = False
@@ -65,7 +87,7 @@ class Lane(Generic[M]):
             await self._worker
 
     async def put(self, messages: Sequence[M]) -> None:
-        """Take one group; waits while `in_flight` others are ahead of it. LostError when acknowledging has failed."""
+        """Take one group; waits while `in_flight` full ones are ahead of it. LostError when acknowledging has failed."""
         counts = self._connector.counts
         counts.received += len(messages)
         decoded = self._decode(messages)
