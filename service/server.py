@@ -112,7 +112,7 @@ def serve(
         # What is there now stays: to look through it again and again stops every thread for some tenths of a second.
         gc.collect()
         gc.freeze()
-        # The worker takes the lock for each of its many small operations; behind a busy event loop each would wait 5 ms.
+        # The worker takes the lock for each of its many operations; behind a busy event loop each would wait 5 ms.
         before = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         try:

@@ -87,7 +87,7 @@ class Lane(Generic[M]):
             await self._worker
 
     async def put(self, messages: Sequence[M]) -> None:
-        """Take one group; waits while `in_flight` full ones are ahead of it. LostError when acknowledging has failed."""
+        """Take one group; waits while `in_flight` full ones are ahead. LostError when acknowledging has failed."""
         counts = self._connector.counts
         counts.received += len(messages)
         decoded = self._decode(messages)

@@ -53,7 +53,7 @@ def test_what_can_not_be_sent_says_why(
     with served(tmp_path, keys="required") as client:
         url = str(client.base_url)
         monkeypatch.delenv("TSGDN2_KEY", raising=False)
-        with pytest.raises(FeedError, match="answered 401: .*key"):
+        with pytest.raises(FeedError, match=r"answered 401: .*key"):
             run(Feed(data=str(table), url=url, quiet=True))
         monkeypatch.setenv("TSGDN2_KEY", client.keyed("write").headers["Authorization"].removeprefix("Bearer "))
         run(Feed(data=str(table), url=url, quiet=True))
