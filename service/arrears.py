@@ -107,11 +107,11 @@ class Arrears:
             self._paid.append(group)
 
     def pay(self, seconds: float) -> None:
-        """Apply slices in their order, at least one, until so much time has passed."""
+        """Apply slices in their order, at least one, and then as many as so much time has room for."""
         end = time.perf_counter() + seconds
         while self._line:
             self._apply(self._together(self._line))
-            if time.perf_counter() >= end:
+            if not self._line or time.perf_counter() + self._effort.call + self._line[0].seconds >= end:
                 return
 
     def _together(self, line: deque[Slice]) -> list[Slice]:
@@ -156,6 +156,11 @@ class Arrears:
         began = time.perf_counter()
         try:
             self._into_states(slices)
+        except Exception as error:
+            # It is on the disk, and whoever wants these streams next has them from there with all of their rows.
+            streams = {stream for one in slices for stream in one.streams}
+            self._sessions.drop(streams)
+            log.exception("memory.not_applied", error=str(error), streams=len(streams))
         finally:
             for one in slices:
                 self.paid(one.group)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.service.predictors import batch, blobs, limits, memory, observed, predictor
 
 from tsgdn2.service.effort import Effort
+from tsgdn2.service.errors import StoreError
 
 NAMES = ["a", "b", "c", "d", "e"]
 ALONE = {"slice_s": 1e-9}
@@ -121,6 +122,38 @@ def test_a_slice_that_fails_is_read_back_with_what_comes_behind_it(
     assert told == observed(twin, rows)
     assert blobs(made, ["a", "b"]) == {stream: twin.take_out(stream) for stream in ("a", "b")}
     assert calls[:4] == [1, 1, 1, 1]
+    made.stop()
+
+
+def test_a_store_that_fails_while_a_slice_is_read_back_costs_no_row_and_no_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, twin = memory(tmp_path, limits(**ALONE)), predictor()
+    rows = batch(["a", "b"] * 6, np.repeat(np.arange(6), 2).tolist(), list(range(12)))
+    whole, calls = type(made._online).observe_many, []
+
+    def torn(online, frame, **more):
+        calls.append(frame.height)
+        if len(calls) == 4:
+            monkeypatch.setattr(type(made._store), "restore", unreadable)
+            raise MemoryError("no memory for this")
+        return whole(online, frame, **more)
+
+    restore = type(made._store).restore
+
+    def unreadable(store, stream):
+        monkeypatch.setattr(type(made._store), "restore", restore)
+        raise StoreError("store: the disk does not answer; wait until it does")
+
+    monkeypatch.setattr(type(made._online), "observe_many", torn)
+    found = made.observe(rows).result()
+    told = observed(twin, rows)
+    assert found.status[3] == "kept"
+    same = [status == expected for status, (expected, _) in zip(found.status, told, strict=True)]
+    assert sum(same) >= 11 - 4  # rows of b that its reading back has caught up with are known by their number alone
+    assert blobs(made, ["a", "b"]) == {stream: twin.take_out(stream) for stream in ("a", "b")}
+    assert made.observe(rows).result().counts == {"seen": 12}
+    assert made.status().ready
     made.stop()
 
 
