@@ -1,7 +1,8 @@
 """Rows that are on the disk and not yet in the states: applied in slices, so that a commit never waits for all of them.
 
     commit -> owe:  rows cut into slices of some milliseconds           pay: the slices in their order, for a while;
-                    small ones of groups that follow each other are applied in one call, which has its own price
+                    small ones of groups that follow each other are applied in one call, which has its own price,
+                    and where nobody waits for them they gather for a moment
     a reading, an eviction, a snapshot of a stream -> settle: the slices that have it, now
 
 The journal may so run ahead of the states, by no more than the queue's limit; rows of one stream are applied in their
@@ -12,6 +13,7 @@ in the state by their number.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
@@ -31,6 +33,8 @@ from tsgdn2.service.spent import Spent
 _WORTH: Final = 2.0
 _LEAST: Final = 1e-3
 """A limit below this is meant: every row alone, say."""
+_PATIENCE: Final = 0.1
+"""Seconds that rows gather for which nobody waits."""
 Heard = Callable[[Batch, Outcome, Ints], None]
 """Told of rows that were applied, what they did, and their numbers; in the worker's thread, so it must be quick."""
 
@@ -44,6 +48,8 @@ class Group:
         self.status = np.full(len(self.batch), REFUSED, dtype=object)
         self.surprise = np.full(self.batch.values.shape, np.nan)
         self.reasons: dict[int, str] = {}
+        self.urgent = any(not request.soon for request in requests)
+        """Whether somebody waits until the rows are applied."""
         self.owed = 1
         """Slices that are still to be applied, and the commit itself."""
 
@@ -75,6 +81,7 @@ class Arrears:
         sessions.settle = self.settle
         self._effort = Effort(sessions.online)
         self._line: deque[Slice] = deque()
+        self._urgent, self._seconds, self._since = 0, 0.0, 0.0
         self._paid: list[Group] = []
         self._caught: dict[int, tuple[str, Floats]] = {}
 
@@ -87,10 +94,22 @@ class Arrears:
         most = self._sessions.limits.slice_s
         return most if most < _LEAST else max(most, _WORTH * self._effort.call)
 
+    @property
+    def wait(self) -> float:
+        """Seconds until something is to be applied or answered; infinite when nothing is owed."""
+        if not self._line:
+            return 0.0 if self._paid else math.inf
+        if self._paid or self._urgent or self._seconds >= self._most:
+            return 0.0
+        return max(0.0, self._since + _PATIENCE - time.perf_counter())
+
     def owe(self, group: Group, batch: Batch, places: Ints, seqs: Ints) -> None:
         """Rows [N] of a group, their places there, and their numbers in the journal; their streams are hot."""
         most, seconds = self._most, self._effort.seconds(batch)
         group.status[places] = KEPT
+        if not self._line:
+            self._since = time.perf_counter()
+        self._seconds += float(seconds.sum())
         ends = np.cumsum(seconds)
         cuts = np.flatnonzero(np.diff(np.floor(ends / most))) + 1
         for rows in np.split(np.arange(len(batch)), cuts):
@@ -99,6 +118,7 @@ class Arrears:
                 Slice(group, part, places[rows], seqs[rows], frozenset(part.streams), float(seconds[rows].sum()))
             )
             group.owed += 1
+            self._urgent += group.urgent
 
     def paid(self, group: Group) -> None:
         """One of the things that a group owed is done."""
@@ -150,10 +170,14 @@ class Arrears:
         """Groups that are never applied here any more, when the worker has failed."""
         groups = {id(one.group): one.group for one in self._line}
         self._line.clear()
+        self._urgent, self._seconds = 0, 0.0
         return [*self.finished(), *groups.values()]
 
     def _apply(self, slices: Sequence[Slice]) -> None:
         began = time.perf_counter()
+        for one in slices:
+            self._urgent -= one.group.urgent
+            self._seconds -= one.seconds
         try:
             self._into_states(slices)
         except Exception as error:

@@ -241,7 +241,7 @@ class Memory:
     def _serve(self) -> None:
         more, backlog, arrears = False, self._backlog, self._arrears
         while True:
-            work = backlog.take(self._sessions.most, 0.0 if more or arrears else _TICK)
+            work = backlog.take(self._sessions.most, 0.0 if more else min(arrears.wait, _TICK))
             began, rows = time.perf_counter(), 0
             if not work and backlog.closed and not backlog.waiting and not arrears:
                 return
@@ -251,7 +251,7 @@ class Memory:
                 self._run(work.command)
             if work.group:
                 self._commit(work.group)
-            if arrears:
+            if backlog.closed or not arrears.wait:
                 arrears.pay(max(self.limits.slice_s, _WORTH * (time.perf_counter() - began)))
             for group in arrears.finished():
                 rows += len(group.batch)
