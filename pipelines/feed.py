@@ -2,8 +2,9 @@
 
     rows by time -> requests of some thousand -> POST /v1/observe/batch?wait=disk -> the next one
 
-Each row has a source, the name of the data, and its place in it as sequence: what was taken before is left out by the
-service, so a feed that was stopped is simply started again. A service that is busy or away is waited for.
+Each row has a source, the name of the data, and its step in time as sequence: what was taken before is left out by the
+service, so a feed that was stopped is simply started again, and a file that has grown sends what is new. A service that
+is busy or away is waited for.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ def run(job: Feed) -> None:
     with screen.phase("reading"):
         source = open_data(job.data, job.columns)
         frame = source.frame.sort(TIME, STREAM, maintain_order=True)
-    frame = frame.with_columns(
-        pl.lit(f"feed {source.name}").alias("source"), pl.int_range(pl.len(), dtype=pl.Int64).alias("sequence")
+    step = pl.col(TIME).to_physical() // source.period
+    frame = frame.with_columns(  # steps before 1970 have no number: such rows are not known again
+        pl.lit(f"feed {source.name}").alias("source"), pl.max_horizontal(step, pl.lit(-1)).alias("sequence")
     )
     counts = Counter[str]()
     with screen.phase("sending", total=frame.height) as phase:
@@ -53,6 +55,8 @@ def run(job: Feed) -> None:
     print(f"{frame.height} rows of {frame[STREAM].n_unique()} streams: " + ", ".join(
         f"{count} {status}" for status, count in sorted(counts.items())
     ))  # fmt: skip
+    if left := counts["refused"] + counts["elsewhere"]:
+        raise FeedError(f"service: it did not take {left} of {frame.height} rows; its log and its metrics say why")
 
 
 def _paced(frame: pl.DataFrame, job: Feed) -> Iterator[pl.DataFrame]:
@@ -86,7 +90,8 @@ def _sent(rows: pl.DataFrame, job: Feed) -> dict[str, int]:
             said = error.read(10_000).decode(errors="replace")
             if error.code not in _AWAY or time.monotonic() > end:
                 raise FeedError(f"service: {job.url} answered {error.code}: {_told(said)}") from None
-            wait = float(error.headers.get("Retry-After") or _PAUSE)
+            told = error.headers.get("Retry-After") or ""
+            wait = float(told) if told.isdecimal() else _PAUSE
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() > end:
                 raise FeedError(

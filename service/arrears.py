@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tsgdn2.service.backlog import Request
 from tsgdn2.service.batch import Batch, Floats, Ints
@@ -194,11 +195,8 @@ class Arrears:
             self._effort.learn(sum(one.seconds for one in slices), took)
 
     def _into_states(self, slices: Sequence[Slice]) -> None:
-        sessions, mine, away = self._sessions, list[Ints](), list[list[str]]()
-        for one in slices:
-            done, missing = self._standing(one)
-            mine.append(np.flatnonzero(~done))
-            away.append(missing)
+        sessions, dropped = self._sessions, set[str]()
+        mine = [np.flatnonzero(~self._standing(one)) for one in slices]
         batch = Batch.concat([one.batch.take(rows) for one, rows in zip(slices, mine, strict=True)])
         seqs = np.concatenate([one.seqs[rows] for one, rows in zip(slices, mine, strict=True)])
         if len(batch):
@@ -209,7 +207,7 @@ class Arrears:
                 # What is in the journal shall be in the states: what the predictor has of them now, nobody knows.
                 log.exception("memory.predictor_failed", error=str(error), streams=len(streams))
                 sessions.drop(streams)
-                away = [list(one.streams - sessions.hot.keys() - sessions.aside.keys()) for one in slices]
+                dropped.update(streams)
             else:
                 at = 0
                 for one, rows in zip(slices, mine, strict=True):
@@ -221,36 +219,32 @@ class Arrears:
                 sessions.applied(batch.streams, seqs.tolist())
                 self._check(streams, new, batch, found.status)
                 self._heard(batch, found, seqs)
-        for one, missing in zip(slices, away, strict=True):
-            if missing:
-                self._read_back(one, missing)
+        for one in slices:
+            if dropped:
+                self._read_back(one, one.streams & dropped)
             if sessions.aside:
                 lost = [place for place in one.places.tolist() if one.group.batch.streams[place] in sessions.aside]
                 one.group.refuse(np.array(lost, np.int64), sessions.aside)
 
-    def _standing(self, one: Slice) -> tuple[np.ndarray, list[str]]:
-        """Which rows need no applying, their state having them or there being none, and streams that are not hot."""
-        hot, aside = self._sessions.hot, self._sessions.aside
-        done, away = np.zeros(len(one.batch), np.bool_), dict[str, None]()
+    def _standing(self, one: Slice) -> NDArray[np.bool_]:
+        """Which rows need no applying: their state has them, or it will have them from the journal when it is wanted.
+
+        The second is so where a stream has left since (a lease was lost, a store failed): its rows say that they are
+        kept. To fetch it here would have others evicted that a caller is about to use.
+        """
+        hot, done = self._sessions.hot, np.zeros(len(one.batch), np.bool_)
         for row, (stream, seq) in enumerate(zip(one.batch.streams, one.seqs.tolist(), strict=True)):
             entry = hot.get(stream)
             if entry is None:
                 done[row] = True
-                if stream not in aside:
-                    away[stream] = None
             elif seq <= entry.seq:
                 done[row] = True
                 self._known(one, row, seq)
-        return done, list(away)
+        return done
 
-    def _read_back(self, one: Slice, streams: list[str]) -> None:
-        """Have streams from the store again, with all their rows that are in the journal."""
-        sessions, first = self._sessions, int(one.seqs[0])
-        for start in range(0, len(streams), sessions.most):
-            part = streams[start : start + sessions.most]
-            sessions.make_room(len(part), part)
-            cold = [stream for stream in part if stream not in sessions.hot]  # making room may have brought one
-            self._caught |= sessions.bring(cold, since=first).caught
+    def _read_back(self, one: Slice, streams: Collection[str]) -> None:
+        """Have streams that were dropped just now from the store again, with all their rows that are in the journal."""
+        self._caught |= self._sessions.bring(self._sessions.away(streams), since=int(one.seqs[0])).caught
         for row, seq in enumerate(one.seqs.tolist()):
             self._known(one, row, seq)
 

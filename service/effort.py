@@ -14,7 +14,6 @@ from typing import Final
 
 import numpy as np
 
-from tsgdn2.ingest import waves_of
 from tsgdn2.online import OnlinePredictor
 from tsgdn2.service.batch import Batch, Floats
 from tsgdn2.slab import NONE
@@ -42,17 +41,30 @@ class Effort:
         """Seconds of each row [N] beside the call's own, in the order in which they will be applied."""
         online, config = self._online, self._online.config
         names = {name: code for code, name in enumerate(dict.fromkeys(batch.streams))}
+        found = np.full(len(batch), _ROW)
+        if not names:
+            return found
         codes = np.array([names[stream] for stream in batch.streams], np.int64)
         slots = np.array([online._slots.get(name, -1) for name in names], np.int64)
-        open_patch = np.where(slots < 0, NONE, online._slab.last[slots] // config.patch_length)
+        last = np.where(slots < 0, NONE, online._slab.last[slots])
+        open_patch = last // config.patch_length
         patch = batch.times // (config.period_ns * config.patch_length)
-        found = np.full(len(batch), _ROW)
-        for turn, wave in enumerate(waves_of(codes)):
-            before = open_patch[codes[wave]]
-            closing = wave[(patch[wave] > before) & (before > NONE // config.patch_length)]
-            if len(closing):
-                found[closing] += config.lanes * _LANE + (_PASS / len(closing) if turn else 0.0)
-            open_patch[codes[wave]] = np.maximum(before, patch[wave])
+        # Rows by stream, in their order; ranks of patches instead of patches, so that one running maximum serves all.
+        order = np.argsort(codes, kind="stable")
+        together = np.concatenate([open_patch, patch])
+        ranks = np.searchsorted(np.unique(together), together)
+        opens, mine = ranks[: len(slots)], ranks[len(slots) :][order]
+        owner, width = codes[order], len(ranks) + 1
+        high = np.maximum.accumulate(np.maximum(mine, opens[owner]) + owner * width) - owner * width
+        first = np.concatenate(([True], owner[1:] != owner[:-1]))
+        before = np.where(first, opens[owner], np.concatenate(([0], high[:-1])))
+        known = np.where(first, last[owner] != NONE, True)
+        closing = (mine > before) & known
+        count = np.cumsum(closing)
+        turn = np.asarray(count - np.maximum.accumulate(np.where(first, count - closing, 0)) - 1)[closing]
+        cost = np.full(len(turn), config.lanes * _LANE)
+        cost[turn > 0] += _PASS / np.bincount(turn, minlength=1)[turn[turn > 0]]
+        found[order[closing]] += cost
         return found * self.factor
 
     def learn(self, estimated: float, took: float) -> None:

@@ -20,6 +20,7 @@ from tsgdn2.service.backlog import Request
 from tsgdn2.service.batch import Batch, Floats, Ints
 from tsgdn2.service.marks import BEHIND as MARKED_BEHIND
 from tsgdn2.service.marks import NEW, Marks, sift
+from tsgdn2.service.pool import log
 from tsgdn2.service.receipts import BEHIND, ELSEWHERE, KEPT, REFUSED, SEEN, Receipt
 from tsgdn2.service.sessions import Sessions
 from tsgdn2.service.spent import Spent
@@ -34,8 +35,7 @@ class Groups:
     def commit(self, requests: Sequence[Request]) -> Group:
         """Keep the rows of some requests. An error is the error of them all, and nothing has changed then.
 
-        The one exception: a store that fails while rows that it has kept are read back. They are kept then; a source
-        that numbers its rows and sends them again hears that they were seen.
+        What goes wrong behind the append is no error of theirs: their rows are kept, and say so.
         """
         group = Group(requests)
         self._take(group)
@@ -48,13 +48,8 @@ class Groups:
         sessions, clock = self._sessions, time.perf_counter
         began = clock()
         streams = dict.fromkeys(group.batch.streams)
-        cold = [stream for stream in streams if stream not in sessions.hot and stream not in sessions.aside]
         large = len(streams) > sessions.most
-        if large:
-            why = sessions.store.claim(cold)
-        else:
-            sessions.make_room(len(cold), streams)
-            why = sessions.bring(cold).elsewhere
+        why = sessions.store.claim(sessions.away(streams)) if large else sessions.fetch(streams).elsewhere
         why = {stream: f"stream: {stream!r} is held by {label}; send it there" for stream, label in why.items()}
         away = set(why)
         why |= {stream: sessions.aside[stream] for stream in streams if stream in sessions.aside}
@@ -89,7 +84,13 @@ class Groups:
                 sifting.undo()
                 raise
             self._spent.append += clock() - appending
-            self._owe(group, fresh, rows, first, fresh_marks, large=large)
+            group.status[rows] = KEPT
+            try:
+                self._owe(group, fresh, rows, first, fresh_marks, large=large)
+            except Exception as error:
+                # It is on the disk and its sequences are taken: whoever wants these streams next has them from there.
+                sessions.drop(set(fresh.streams))
+                log.exception("memory.not_owed", error=str(error), rows=len(rows))
         sessions.touch(streams)
 
     def _owe(
@@ -107,13 +108,10 @@ class Groups:
             sessions.kept(mine.streams, marks)
             self._arrears.owe(group, mine, rows[hot], first + np.flatnonzero(hot))
             self._arrears.settle(mine.streams)  # the parts below may evict them
-        group.status[rows[~hot]] = KEPT
         away = list(dict.fromkeys(stream for stream, here in zip(fresh.streams, hot, strict=True) if not here))
         caught: dict[int, tuple[str, Floats]] = {}
         for start in range(0, len(away), sessions.most):
-            part = away[start : start + sessions.most]
-            sessions.make_room(len(part), ())
-            caught |= sessions.bring(part, since=first).caught
+            caught |= sessions.fetch(away[start : start + sessions.most], since=first).caught
         for row in np.flatnonzero(~hot).tolist():
             if (one := caught.get(first + row)) is not None:
                 group.status[rows[row]], group.surprise[rows[row]] = one
@@ -129,7 +127,7 @@ def receipts_of(group: Group) -> list[Receipt]:
         rows = len(request.admitted.batch)
         span = slice(at, at + rows)
         reasons = {row - at: group.reasons[row] for row in range(at, at + rows) if row in group.reasons}
-        receipts.append(spread(request, tuple(group.status[span].tolist()), group.surprise[span], reasons))
+        receipts.append(spread(request, tuple(group.status[span].tolist()), group.surprise[span].copy(), reasons))
         at += rows
     return receipts
 

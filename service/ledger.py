@@ -42,11 +42,12 @@ class LedgerTables(Sql):
             found = self._read(f"{_COLUMNS} AND stream = ? ORDER BY id LIMIT ?", (after, stream, most))
         return [_ledger_row(row) for row in found]
 
-    def newest_ledger(self, before: int, limit: int = 1000) -> list[LedgerRow]:
-        """Ledger rows in front of the id `before`, newest first; at most 10,000 at a time."""
+    def newest_ledger(self, before: int, limit: int = 1000, *, stream: str | None = None) -> list[LedgerRow]:
+        """Ledger rows in front of the id `before`, all or those of one stream, newest first; at most 10,000 a time."""
         most = min(max(limit, 0), MOST_READ)
-        sql = "SELECT id, time, kind, stream, facts FROM ledger WHERE id < ? ORDER BY id DESC LIMIT ?"
-        return [_ledger_row(row) for row in self._read(sql, (before, most))]
+        one, asked = ("", ()) if stream is None else (" AND stream = ?", (stream,))
+        sql = f"SELECT id, time, kind, stream, facts FROM ledger WHERE id < ?{one} ORDER BY id DESC LIMIT ?"
+        return [_ledger_row(row) for row in self._read(sql, (before, *asked, most))]
 
     def trim_ledger(self, keep: int) -> int:
         """Delete ledger rows but the newest `keep` and those that a cursor called ledger.* has not passed."""

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import numpy as np
@@ -208,8 +209,9 @@ class Memory:
             self._ready = False
             end = UnavailableError(f"service: it has ended ({self._failure or 'stopped'}); start it again")
             self._backlog.close(end)
-            for group in self._arrears.unpaid():
-                self._answer(group)  # it is on the disk, and "kept" says so
+            with suppress(Exception):  # the store has to be closed, whatever broke
+                for group in self._arrears.unpaid():
+                    self._answer(group)  # it is on the disk, and "kept" says so
             self._backlog.drop(end)
             try:
                 self._store.close()
@@ -275,9 +277,7 @@ class Memory:
         if len(streams) > sessions.most:
             raise ServiceError(f"streams: at most {sessions.most} at a time fit into memory, got {len(streams)}")
         sessions.settle(streams)
-        cold = [stream for stream in streams if stream not in sessions.hot and stream not in sessions.aside]
-        sessions.make_room(len(cold), streams)
-        elsewhere = sessions.bring(cold).elsewhere
+        elsewhere = sessions.fetch(streams).elsewhere
         for stream in streams:
             if stream in sessions.aside:
                 raise StreamError(sessions.aside[stream])
@@ -314,5 +314,5 @@ class Memory:
         for request, receipt in zip(group.requests, receipts_of(group), strict=True):
             for status, count in receipt.counts.items():
                 self._spent.statuses[status] = self._spent.statuses.get(status, 0) + count
-            if not request.soon:
+            if not request.future.done():
                 request.future.set_result(receipt)

@@ -69,6 +69,8 @@ class Pool:
         """What the next transaction tells the ledger."""
         self.settle: Callable[[Collection[str]], None] = lambda _: None
         """Applies the rows of some streams that are in the journal and not yet in the predictor."""
+        self.telling: Callable[[], None] = lambda: None
+        """Notes what the predictor has to tell; asked before a snapshot, which would tell it again when it is read."""
         self.replayed: Callable[[Batch, Outcome, Ints], None] = lambda *_: None
         """Told of rows that were replayed from the journal."""
         self._soundness = Soundness(online)
@@ -78,6 +80,10 @@ class Pool:
         if self.limits.ttl_s is not None:
             now = self.clock()
             self.cold.update((stream, now) for stream in streams if stream not in self.hot)
+
+    def away(self, streams: Iterable[str]) -> list[str]:
+        """Those that are not hot and not set aside."""
+        return [stream for stream in streams if stream not in self.hot and stream not in self.aside]
 
     def touch(self, streams: Collection[str]) -> None:
         """These hot streams were used now."""
@@ -131,6 +137,7 @@ class Pool:
         self.settle(streams)
         self.check(streams, streams)
         streams = [stream for stream in streams if stream in self.hot]
+        self.telling()
         made = [self.snapshot_of(stream, self.hot[stream].seq, self.hot[stream].marks) for stream in streams]
         with self.noted() as notes:
             self.store.snapshot(made, ledger=[*notes, *ledger])

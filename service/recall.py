@@ -16,7 +16,7 @@ from tsgdn2.errors import CheckpointError, ConfigError
 from tsgdn2.service.batch import Batch, Floats
 from tsgdn2.service.errors import CorruptError, StoreError
 from tsgdn2.service.marks import Marks
-from tsgdn2.service.pool import Hot, Pool
+from tsgdn2.service.pool import Hot, Pool, log
 from tsgdn2.service.receipts import applied
 from tsgdn2.service.recovery import take_all
 from tsgdn2.service.store import Recovered, Rows
@@ -128,8 +128,7 @@ class Recall(Pool):
             return
         batch, now = Batch.concat([rows.batch for rows in waiting]), self.clock()
         found = applied(self.online, batch)
-        self.replayed(batch, found, np.concatenate([rows.seqs for rows in waiting]))
-        at = 0
+        at, numbers = 0, np.concatenate([rows.seqs for rows in waiting])
         for rows in waiting:
             stream, seqs = rows.batch.streams[0], rows.seqs.tolist()
             entry = self.hot[stream]
@@ -143,3 +142,9 @@ class Recall(Pool):
                     caught[seq] = found.status[n], found.surprise[n]
             at += len(seqs)
         waiting.clear()
+        try:
+            self.replayed(batch, found, numbers)
+        except StoreError:
+            raise
+        except Exception as error:  # of what is told only: the states are as they should be
+            log.exception("memory.not_told", error=str(error))

@@ -21,7 +21,7 @@ from tsgdn2.service.errors import ElsewhereError
 from tsgdn2.service.limits import Limits
 from tsgdn2.service.marks import Marks
 from tsgdn2.service.pool import SOME, Clock, Hot
-from tsgdn2.service.recall import Recall
+from tsgdn2.service.recall import Brought, Recall
 from tsgdn2.service.store import LedgerRow, Store
 
 _BESIDE: Final = 4_096
@@ -59,6 +59,15 @@ class Sessions(Recall):
             chosen = list(islice((stream for stream in self.hot if stream not in pinned), over))
             for start in range(0, len(chosen), SOME):
                 self._evict(chosen[start : start + SOME])
+
+    def fetch(self, streams: Collection[str], since: int | None = None) -> Brought:
+        """Have these streams hot, as far as there are any; there is room for all of them. As `bring`.
+
+        Who is cold is asked again behind the making of room: to evict is to apply what is owed, and that may take a
+        stream away or bring one.
+        """
+        self.make_room(len(self.away(streams)), streams)
+        return self.bring(self.away(streams), since=since)
 
     def remove(self, stream: str) -> None:
         """Delete a stream, hot, cold or set aside. UnknownStreamError; StoreError, and it is there still."""

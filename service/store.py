@@ -234,8 +234,8 @@ class Store(Protocol):
     def read_ledger(self, after: int = 0, limit: int = 1000, *, stream: str | None = None) -> list[LedgerRow]:
         """Ledger rows behind the id `after`, oldest first, all or those of one stream; at most 10,000 at a time."""
 
-    def newest_ledger(self, before: int, limit: int = 1000) -> list[LedgerRow]:
-        """Ledger rows in front of the id `before`, newest first; at most 10,000 at a time."""
+    def newest_ledger(self, before: int, limit: int = 1000, *, stream: str | None = None) -> list[LedgerRow]:
+        """Ledger rows in front of the id `before`, all or those of one stream, newest first; at most 10,000 a time."""
 
     def trim_ledger(self, keep: int) -> int:
         """Delete ledger rows but the newest `keep` and those that a cursor called ledger.* has not passed."""

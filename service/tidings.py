@@ -25,7 +25,8 @@ EVERY_S: Final = 1.0
 """Seconds between two looks at the evictions that wait in the audit."""
 MOST: Final = 200
 """Rows of a kind that are told one by one between two looks; of more, the number."""
-_PAGE: Final = 10_000
+_PAGE: Final = 1_000
+"""Newest ledger rows of a stream that are looked through; more is not told behind one snapshot."""
 _KEY: Final = {"alert": ("channel", "row"), "forgotten": ("channel", "layer", "head", "written", "evicted")}
 """Facts that tell one row of a kind of a stream from another."""
 
@@ -46,7 +47,7 @@ class Tidings:
         self._replayed: dict[str, set[tuple[object, ...]]] = {}
         """Streams that were replayed since the last look, and what the ledger knows of them."""
         self._looked = 0.0
-        sessions.replayed = self.again
+        sessions.replayed, sessions.telling = self.again, self.forgotten
 
     def heard(self, batch: Batch, outcome: Outcome, seqs: Ints) -> None:
         """Rows [N] were applied; seqs are their numbers."""
@@ -70,15 +71,7 @@ class Tidings:
         if not now and moment - self._looked < EVERY_S:
             return
         self._looked = moment
-        online = self._sessions.online
-        if online.audit is not None:
-            for stream, channel, event in online.evictions(drain=True):
-                self._note(
-                    "forgotten", stream, channel="" if channel is None else channel, layer=event.layer, head=event.head,
-                    cause=event.cause, written=self._moment(event.birth), evicted=self._moment(event.time),
-                    evictor=None if event.evictor < 0 else self._moment(event.evictor_time), tracked=event.tracked,
-                    retention=event.retention, decay=event.decay, erase=event.erase,
-                )  # fmt: skip
+        self.forgotten()
         for stream, rows in self._late.most_common(MOST):
             self._sessions.note("late", stream, rows=rows)
         if len(self._late) > MOST:
@@ -88,6 +81,18 @@ class Tidings:
         for gathered in (self._late, self._more, self._told):
             gathered.clear()
         self._replayed.clear()
+
+    def forgotten(self) -> None:
+        """Note the evictions that wait in the audit."""
+        online = self._sessions.online
+        if online.audit is not None:
+            for stream, channel, event in online.evictions(drain=True):
+                self._note(
+                    "forgotten", stream, channel="" if channel is None else channel, layer=event.layer, head=event.head,
+                    cause=event.cause, written=self._moment(event.birth), evicted=self._moment(event.time),
+                    evictor=None if event.evictor < 0 else self._moment(event.evictor_time), tracked=event.tracked,
+                    retention=event.retention, decay=event.decay, erase=event.erase,
+                )  # fmt: skip
 
     def _alerts(self, batch: Batch, outcome: Outcome, seqs: Ints) -> None:
         with np.errstate(invalid="ignore"):
@@ -112,12 +117,8 @@ class Tidings:
         """What the ledger has of these streams, and what waits for it."""
         found: dict[str, set[tuple[object, ...]]] = {stream: set() for stream in streams}
         for stream, known in found.items():
-            after = 0
-            while page := self._sessions.store.read_ledger(after, _PAGE, stream=stream):
-                known.update(_identity(row.kind, row.facts) for row in page if row.kind in _KEY)
-                after = page[-1].id
-                if len(page) < _PAGE:
-                    break
+            page = self._sessions.store.newest_ledger(2**62, _PAGE, stream=stream)
+            known.update(_identity(row.kind, row.facts) for row in page if row.kind in _KEY)
         for row in self._sessions.notes:
             if row.kind in _KEY and row.stream in found:
                 found[row.stream].add(_identity(row.kind, row.facts))

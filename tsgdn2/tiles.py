@@ -88,7 +88,8 @@ class Tiles:
     ) -> ForecasterState:
         """One commit per lane that is `written`, all arrays [N * lanes]. Returns a new state of all lanes.
 
-        at: the lanes' rows in `state`, which is then edited in place and returned: no copy of what stays as it is.
+        at: the lanes' rows in `state`, which is then edited in place and returned: no copy of what stays as it is. It
+        is edited when all passes are done, so an error or an interrupt in one of them leaves it as it was.
         cohort: shown to the audit with the commits and their clocks; None leaves the audit out.
         """
         static, rows, shown = self.static(slots), np.flatnonzero(written), self.audit is not None and cohort is not None
@@ -97,12 +98,15 @@ class Tiles:
         after = state.rows(torch.from_numpy(place)) if at is None else state
         before = state.rows(torch.from_numpy(place[rows])) if shown else None
         traced: list[list[dict[str, Tensor]]] = []
+        made: list[tuple[Ints, ForecasterState]] = []
         for tile, kept, peers in self.tiles(written, written, sizes):
             held, mine = state.rows(torch.from_numpy(place[tile])), torch.from_numpy(kept)
             new, traces = self.forecaster.commit(take(windows, tile), elapsed[tile], static[tile], held, peers)
-            put(after, place[tile[kept]], new if len(kept) == len(tile) else new.rows(mine))
+            made.append((place[tile[kept]], new if len(kept) == len(tile) else new.rows(mine)))
             if shown:
                 traced.append([{name: t[mine] for name, t in trace.items()} for trace in traces])
+        for index, new in made:
+            put(after, index, new)
         if before is not None and cohort is not None and len(rows):
             lanes = self._rows.lanes(slots)[rows]
             self._observe(lanes, before, traced, clock[rows], cohort[rows])

@@ -157,6 +157,54 @@ def test_a_store_that_fails_while_a_slice_is_read_back_costs_no_row_and_no_servi
     made.stop()
 
 
+def test_a_fault_right_behind_the_append_loses_no_row(tmp_path: Path) -> None:
+    made, twin = memory(tmp_path, limits(**ALONE)), predictor()
+    first, second = batch(NAMES, [1] * 5, [1] * 5), batch(NAMES, [2] * 5, [2] * 5)
+    made.observe(first).result()
+    effort = made._arrears._effort
+    seconds = effort.seconds
+
+    def torn(rows):
+        effort.seconds = seconds
+        raise MemoryError("no memory for this")
+
+    effort.seconds = torn
+    assert made.observe(second).result().counts == {"kept": 5}
+    assert made.observe(second).result().counts == {"seen": 5}
+    observed(twin, first)
+    observed(twin, second)
+    assert blobs(made, NAMES) == {name: twin.take_out(name) for name in NAMES}
+    made.stop()
+
+
+def test_a_fault_while_others_make_room_costs_a_stream_of_the_group_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, twin = memory(tmp_path, limits(3, **ALONE)), predictor()
+    rows = batch(["a", "b", "c"] * 4, np.repeat(np.arange(4), 3).tolist(), list(range(12)))
+    made.observe(rows).result()
+    observed(twin, rows)
+    owed = batch(["a", "b", "c"], [5] * 3, [20] * 3)
+    check, calls = type(made._arrears)._check, []
+
+    def torn(arrears, streams, *about):
+        calls.append(streams)
+        if len(calls) == 2:
+            raise MemoryError("no memory for this")
+        return check(arrears, streams, *about)
+
+    monkeypatch.setattr(type(made._arrears), "_check", torn)
+    made.observe(owed, soon=True).result()
+    observed(twin, owed)
+    late = batch(["d", "b"], [6, 6], [1, 21])
+    made.observe(late).result()
+    observed(twin, late)
+    assert made.observe(owed).result().counts == {"seen": 3}
+    for name in twin.streams:
+        assert blobs(made, [name]) == {name: twin.take_out(name)}
+    made.stop()
+
+
 def test_what_is_owed_at_the_end_is_applied_and_snapshotted(tmp_path: Path) -> None:
     made, twin = memory(tmp_path, limits(**ALONE)), predictor()
     rows = batch(NAMES * 20, np.repeat(np.arange(20), 5).tolist())
@@ -178,6 +226,11 @@ def test_effort_is_that_of_the_patches_that_close_and_learns_from_what_it_took()
     closing = effort.seconds(batch(["a", "a", "b", "new"], [3, 6, 1, 9]))
     assert closing[0] > 5 * closing[2] == 5 * closing[3] == 5 * calm[0]
     assert closing[1] >= closing[0]
+    many = batch(["a"] * 9 + ["b"], [3, 6, 9, 12, 15, 18, 21, 24, 27, 3])
+    assert (effort.seconds(many) > 5 * calm[0]).all()
+    assert (effort.seconds(batch(["a", "a", "a"], [3, 4, 1])) > 5 * calm[0]).tolist() == [True, False, False]
+    assert (effort.seconds(batch(["new", "new"], [3, 6])) > 5 * calm[0]).tolist() == [False, True]
+    assert not len(effort.seconds(batch([], [])))
     for turn in range(300):  # a machine of three times the pace, whose calls cost ten milliseconds
         rows = effort.seconds(batch(["a"] * (turn % 5 + 1), [3 * n + 3 for n in range(turn % 5 + 1)])).sum()
         effort.learn(rows, 10e-3 + rows / effort.factor / 3)

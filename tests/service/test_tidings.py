@@ -110,6 +110,20 @@ def test_what_a_replay_tells_again_stands_in_the_ledger_once(tmp_path: Path) -> 
     again.stop()
 
 
+def test_a_stream_that_leaves_and_comes_back_tells_nothing_again(tmp_path: Path) -> None:
+    made = audited(tmp_path)
+    for step in range(40):
+        made.observe(batch(["a", "b"], [step] * 2)).result()
+    made.ask([], lambda _: made._sessions.keep(["a", "b"])).result()
+    first = told(made, "forgotten")
+    assert len(first) > 5
+    for _ in range(3):
+        made.ask([], lambda _: (made._sessions.keep(["a", "b"]), made._sessions.drop(["a", "b"]))).result()
+        made.ask(["a", "b"], lambda online: online.streams).result()
+        assert told(made, "forgotten") == first
+    made.stop()
+
+
 def test_a_burst_is_told_by_its_number(tmp_path: Path) -> None:
     made = memory(tmp_path, alert_bits=6.0)
     names = [f"s{n:03d}" for n in range(tidings.MOST + 60)]

@@ -109,9 +109,9 @@ def admit(
         if moves.any():
             n = moves.nonzero()[0]
             b = (n[:, None] * heads + np.arange(heads)).ravel()
-            seats = np.repeat(seat(config, leaver[n]), heads)
+            seats = np.repeat(seat(config.seed, config.reservoir, leaver[n]), heads)
             _copy(X, ints, floats, b, place[b], config.ring + seats)
-            clock[n, NEXT] = [next_move(config, gone) for gone in leaver[n].tolist()]
+            clock[n, NEXT] = [next_move(config.seed, config.reservoir, gone) for gone in leaver[n].tolist()]
     born_i, born_f = work.born_ints, work.born_floats
     born_i[:, WRITE], born_i[:, BIRTH] = np.repeat(writes, heads), time
     born_i[:, STATUS] = ALIVE
@@ -127,14 +127,14 @@ def admit(
         clock[n, WAITING + p] = -1
 
 
-def seat(config: AuditConfig, leaver: Ints) -> Ints:
+def seat(seed: int, reservoir: int, leaver: Ints) -> Ints:
     """Return the reservoir seat of each write id that leaves the ring; reservoir or more: it gets none."""
-    drawn = (draw(config.seed, leaver) % (leaver + 1).astype(np.uint64)).astype(np.int64)
-    return np.where(leaver < config.reservoir, leaver, drawn)
+    drawn = (draw(seed, leaver) % (leaver + 1).astype(np.uint64)).astype(np.int64)
+    return np.where(leaver < reservoir, leaver, drawn)
 
 
 @lru_cache(maxsize=4_096)
-def next_move(config: AuditConfig, leaver: int) -> int:
+def next_move(seed: int, reservoir: int, leaver: int) -> int:
     """Return the next write id after `leaver` that gets a seat; a search in blocks, about leaver / reservoir long.
 
     It is the same for every slot, and many slots are of one age: remembered, it costs next to nothing.
@@ -142,7 +142,7 @@ def next_move(config: AuditConfig, leaver: int) -> int:
     begin = leaver + 1
     while True:
         ids = np.arange(begin, begin + 256)
-        taken = np.flatnonzero(seat(config, ids) < config.reservoir)
+        taken = np.flatnonzero(seat(seed, reservoir, ids) < reservoir)
         if taken.size:
             return int(ids[taken[0]])
         begin += 256
