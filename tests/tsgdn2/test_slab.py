@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import polars as pl
+import pytest
 import torch
 
 from tsgdn2.forecaster import Forecaster, ForecasterConfig
@@ -51,7 +52,9 @@ def test_closing_many_streams_copies_no_more_than_their_own_rows(monkeypatch):
             })  # fmt: skip
             copied.clear()
             online.observe_many(frame)
-        assert streams == 64 or sum(copied) <= 8 * 3 * streams + 300, "linear in the streams, whatever the number of tiles"
+        assert streams == 64 or sum(copied) <= 8 * 3 * streams + 300, (
+            "linear in the streams, whatever the number of tiles"
+        )
 
 
 def test_weekly_forecasts_start_where_the_batch_says():
@@ -61,3 +64,32 @@ def test_weekly_forecasts_start_where_the_batch_says():
         online.observe("s", pd.Timestamp("2024-01-01") + pd.Timedelta(weeks=week), [1.0])
     expected = pd.Period("2024-01-01", freq="W") + 5
     assert online.forecast("s").to_gluonts().start_date == expected
+
+
+def test_an_interrupt_between_two_passes_of_a_closing_leaves_every_stream_as_it_was(monkeypatch):
+    online, twin = online_with(0, channels=3), online_with(0, channels=3)
+
+    def frame(step):
+        values = np.random.default_rng(step).normal(size=(12, 3))
+        columns = {f"c{n}": values[:, n] for n in range(3)}
+        return pl.DataFrame({"stream": [f"s{n}" for n in range(12)], "time": np.full(12, step * HOUR), **columns})
+
+    for step in range(8):
+        online.observe_many(frame(step))
+        twin.observe_many(frame(step))
+    before = [online.take_out(name) for name in online.streams]
+    commit, calls = type(online.forecaster).commit, []
+
+    def torn(forecaster, *given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return commit(forecaster, *given)
+
+    monkeypatch.setattr(type(online.forecaster), "commit", torn)
+    with pytest.raises(KeyboardInterrupt):
+        online.observe_many(frame(8))
+    assert [online.take_out(name) for name in online.streams] == before
+    online.observe_many(frame(8))
+    twin.observe_many(frame(8))
+    assert [online.take_out(name) for name in online.streams] == [twin.take_out(name) for name in twin.streams]
